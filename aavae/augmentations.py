@@ -1,0 +1,357 @@
+"""Batched augmentations with one draw per image, and the pipelines made of them.
+
+Operations are functions on float images `(B, C, H, W)` in [0, 1] with one parameter per image; each equals
+torchvision's functional operation on the same parameters. Pipelines draw the parameters on the CPU, from a generator
+the caller seeds, so that a run sees the same numbers on every device; applying them never waits for the device.
+"""
+
+import contextlib
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from aavae.errors import UserError
+
+GRAY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, as torchvision rounds it
+
+
+def _per_image(parameter: Tensor) -> Tensor:
+    return parameter.view(-1, 1, 1, 1)
+
+
+@contextlib.contextmanager
+def _full_precision():
+    # Pixels are interpolated by matrix products, which TensorFloat-32 or autocast would round to 10 or 8 bits.
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Apply one linear map per image to its rows `(B, h, H)` and one to its columns `(B, w, W)`."""
+    b, c, height, width = images.shape
+    with _full_precision(), torch.autocast(images.device.type, enabled=False):
+        wide = images.reshape(b, c * height, width) @ columns.transpose(1, 2)  # (B, C·H, w)
+        wide = wide.view(b, c, height, -1)
+        return rows[:, None] @ wide  # (B, C, h, w)
+
+
+def _interpolation(start: Tensor, length: Tensor, size: int, extent: int) -> Tensor:
+    """Matrices `(B, size, extent)` that resample [start, start+length) of a line of `extent` pixels bilinearly."""
+    grid = torch.arange(size, device=start.device, dtype=torch.float32)
+    source = (grid + 0.5) * (length[:, None] / size) - 0.5  # pixel centres, relative to the crop
+    # Clamped to the crop box: what lies outside the crop must not bleed in at its border.
+    source = torch.minimum(source.clamp(min=0), length[:, None] - 1) + start[:, None]
+    pixels = torch.arange(extent, device=start.device, dtype=torch.float32)
+    return (1 - (source[:, :, None] - pixels).abs()).clamp(min=0)
+
+
+def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: int) -> Tensor:
+    """Crop image b to rows [top, top+height) and columns [left, left+width), resized bilinearly to `(size, size)`.
+
+    The box parameters are `(B,)`, in pixels. Meant for `size` no smaller than the crop: shrinking is not anti-aliased.
+    """
+    top, left, height, width = (t.to(images.device, torch.float32) for t in (top, left, height, width))
+    rows = _interpolation(top, height, size, images.shape[-2])
+    return _separable(images, rows, _interpolation(left, width, size, images.shape[-1]))
+
+
+def horizontal_flip(images: Tensor, flip: Tensor) -> Tensor:
+    """Mirror left and right the images whose `flip` (bool, `(B,)`) is set."""
+    return torch.where(_per_image(flip), images.flip(-1), images)
+
+
+def _luma(images: Tensor) -> Tensor:
+    r, g, b = images.unbind(1)
+    return (GRAY[0] * r + GRAY[1] * g + GRAY[2] * b).unsqueeze(1)  # (B, 1, H, W)
+
+
+def _blend(images: Tensor, reference: Tensor | float, factor: Tensor) -> Tensor:
+    factor = _per_image(factor)
+    return (factor * images + (1 - factor) * reference).clamp(0, 1)
+
+
+def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Scale image b by `factor[b]` ≥ 0, clamped to [0, 1]."""
+    return _blend(images, 0.0, factor)
+
+
+def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend image b with its mean gray level: 0 gives that gray, 1 the image."""
+    return _blend(images, _luma(images).mean((1, 2, 3), keepdim=True), factor)
+
+
+def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend image b with its grayscale version: 0 gives grayscale, 1 the image."""
+    return _blend(images, _luma(images), factor)
+
+
+def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
+    """Turn the hue of image b by `factor[b]` of the colour circle, factor in [-0.5, 0.5] (through HSV)."""
+    value, low = images.amax(1), images.amin(1)  # (B, H, W)
+    r, g, b = images.unbind(1)
+    chroma = value - low
+    safe = torch.where(chroma > 0, chroma, 1.0)
+    sextant = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    sextant = sextant + 6 * factor.view(-1, 1, 1)
+    # HSV → RGB: channel n loses chroma by how far its own hue lies from the pixel's.
+    channels = []
+    for n in (5, 3, 1):
+        k = torch.remainder(sextant + n, 6)
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+    return torch.stack(channels, 1)
+
+
+def grayscale(images: Tensor) -> Tensor:
+    """The luma of each image, in all of its channels."""
+    return _luma(images).expand_as(images)
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
+    """Blur image b with a Gaussian of `sigma[b]` pixels, cut to an odd `kernel_size`, borders reflected.
+
+    Raises UserError for an even kernel, or one that reaches past the reflected border.
+    """
+    if kernel_size % 2 == 0 or kernel_size // 2 >= min(images.shape[-2:]):
+        raise UserError(f"kernel_size must be odd and less than twice the image size, not {kernel_size}")
+    offsets = torch.arange(kernel_size, device=images.device) - kernel_size // 2
+    weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)
+    weights = weights / weights.sum(1, keepdim=True)  # (B, k)
+
+    def matrix(extent: int) -> Tensor:
+        position = torch.arange(extent, device=images.device)[:, None] + offsets  # (extent, k)
+        position = (extent - 1 - (extent - 1 - position.abs()).abs()).expand(len(weights), -1, -1)  # reflected
+        blank = images.new_zeros(len(weights), extent, extent)
+        return blank.scatter_add_(2, position, weights[:, None].expand_as(position).to(images.dtype))
+
+    return _separable(images, matrix(images.shape[-2]), matrix(images.shape[-1]))
+
+
+def affine(images: Tensor, angle: Tensor, translate: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
+    """Rotate by `angle` and shear by `shear` (radians, `(B,)`), scale, shift by `translate` (`(B, 2)`, fractions of the
+    image, x then y) about the centre; bilinear, black outside."""
+    cos, sin, tan = angle.cos() / scale, angle.sin() / scale, shear.tan()
+    # Each output pixel looks up its source: the inverse of rotate ∘ shear ∘ scale.
+    top = torch.stack([cos + tan * sin, sin - tan * cos], 1)
+    inverse = torch.stack([top, torch.stack([-sin, cos], 1)], 1)  # (B, 2, 2)
+    shift = -(inverse @ (2 * translate)[:, :, None])
+    grid = F.affine_grid(torch.cat([inverse, shift], 2), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
+
+
+# ---- Draws --------------------------------------------------------------------------------------------------------
+
+CROP_TRIES = 10
+
+
+def crop_draws(n: int, generator: torch.Generator) -> Tensor:
+    """Uniform numbers `(n, 2·CROP_TRIES + 2)` from which `crop_boxes` makes boxes, whatever the image's size."""
+    return torch.rand(n, 2 * CROP_TRIES + 2, generator=generator)
+
+
+def crop_boxes(draws: Tensor, height: int, width: int, scale, ratio) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Boxes (top, left, height, width), each `(n,)` in pixels, as torchvision's RandomResizedCrop draws them.
+
+    Ten tries at an area in `scale` (of the image's) and a log-uniform aspect in `ratio`; the first that fits is taken,
+    else the largest centred box with an aspect in `ratio`.
+    """
+    area, aspect = draws[:, :CROP_TRIES], draws[:, CROP_TRIES : 2 * CROP_TRIES]
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = torch.exp(low + (high - low) * aspect)
+    w, h = torch.round((area * aspect).sqrt()), torch.round((area / aspect).sqrt())
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.int().argmax(1, keepdim=True)
+    whole = min(max(width / height, ratio[0]), ratio[1])
+    fallback_w = width if width / height <= whole else round(height * whole)
+    fallback_h = height if width / height >= whole else round(width / whole)
+    found = fits.any(1)
+    w = torch.where(found, w.gather(1, first)[:, 0], float(fallback_w))
+    h = torch.where(found, h.gather(1, first)[:, 0], float(fallback_h))
+    u, v = draws[:, -2], draws[:, -1]
+    top = torch.where(found, (u * (height - h + 1)).floor().clamp(max=height - 1), ((height - h) / 2).floor())
+    left = torch.where(found, (v * (width - w + 1)).floor().clamp(max=width - 1), ((width - w) / 2).floor())
+    return torch.minimum(top, height - h), torch.minimum(left, width - w), h, w
+
+
+def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(n, generator=generator)
+
+
+def _coin(n: int, p: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(n, generator=generator) < p
+
+
+def _probability(name: str, p: float) -> float:
+    if not 0 <= p <= 1:
+        raise UserError(f"augmentation.{name} must lie between 0 and 1, not {p}")
+    return p
+
+
+class Pipeline:
+    """A distribution over views: `draw` parameters for n images, `apply` them, or call it to do both."""
+
+    crops = False  # whether the first operation is a random resized crop, which streaming workers then do
+    augments = True  # whether a view can differ from its image
+
+    def draw(self, n: int, size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """One row of parameters for each of n images of `size`×`size`, on the CPU."""
+        return {}
+
+    def apply(self, images: Tensor, draws: dict[str, Tensor], cropped: bool = False) -> Tensor:
+        """The views `(B, C, H, W)` of float images in [0, 1]; `cropped` says that workers have cropped already."""
+        return images
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.apply(images, self.draw(len(images), images.shape[-1], generator))
+
+
+class NoAugmentation(Pipeline):
+    """The view is the image itself (AE and VAE)."""
+
+    augments = False
+
+
+class SimCLR(Pipeline):
+    """SimCLR's pipeline per image: crop, flip, colour jitter in its own order, grayscale, blur (spec §1.5).
+
+    Every image has its own coin for each step. `strength` s scales the jitter to (.8s, .8s, .8s, .2s);
+    `blur_p` > 0 blurs with an odd kernel of about a tenth of the image.
+    """
+
+    crops = True
+
+    def __init__(
+        self,
+        strength: float,
+        blur_p: float,
+        scale=(0.08, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        flip_p: float = 0.5,
+        jitter_p: float = 0.8,
+        grayscale_p: float = 0.2,
+        blur_sigma=(0.1, 2.0),
+    ):
+        if not 0 <= strength <= 1.25:
+            raise UserError(f"augmentation.strength must lie between 0 and 1.25, not {strength}")
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise UserError(f"augmentation.scale must be two rising fractions of the area, not {list(scale)}")
+        if not 0 < ratio[0] <= ratio[1]:
+            raise UserError(f"augmentation.ratio must be two rising positive aspect ratios, not {list(ratio)}")
+        if not 0 < blur_sigma[0] <= blur_sigma[1]:
+            raise UserError(f"augmentation.blur_sigma must be two rising positive numbers, not {list(blur_sigma)}")
+        self.strength, self.scale, self.ratio, self.blur_sigma = strength, scale, ratio, blur_sigma
+        self.flip_p, self.jitter_p = _probability("flip_p", flip_p), _probability("jitter_p", jitter_p)
+        self.grayscale_p, self.blur_p = _probability("grayscale_p", grayscale_p), _probability("blur_p", blur_p)
+
+    def draw(self, n: int, size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Crop numbers, coins, jitter factors (columns: brightness, contrast, saturation, hue), order, blur sigma."""
+        reach = 0.8 * self.strength
+        low = max(0.0, 1 - reach)
+        return {
+            "crop": crop_draws(n, generator),
+            "flip": _coin(n, self.flip_p, generator),
+            "jitter": _coin(n, self.jitter_p, generator),
+            "order": torch.rand(n, 4, generator=generator).argsort(1),
+            "factors": torch.cat(
+                [
+                    _uniform(3 * n, low, 1 + reach, generator).view(n, 3),
+                    _uniform(n, -0.2 * self.strength, 0.2 * self.strength, generator).view(n, 1),
+                ],
+                1,
+            ),
+            "gray": _coin(n, self.grayscale_p, generator),
+            "blur": _coin(n, self.blur_p, generator),
+            "sigma": _uniform(n, *self.blur_sigma, generator),
+        }
+
+    def apply(self, images: Tensor, draws: dict[str, Tensor], cropped: bool = False) -> Tensor:
+        """The views `(B, 3, H, W)` of float images in [0, 1], in torchvision's order of operations."""
+        if not cropped:
+            height, width = images.shape[-2:]
+            images = resized_crop(images, *crop_boxes(draws["crop"], height, width, self.scale, self.ratio), width)
+        device = images.device
+        images = horizontal_flip(images, draws["flip"].to(device))
+        images = color_jitter(images, draws["factors"], draws["order"], draws["jitter"])
+        images = torch.where(_per_image(draws["gray"].to(device)), grayscale(images), images)
+        chosen = draws["blur"].nonzero()[:, 0]
+        if len(chosen):
+            kernel_size = int(0.1 * images.shape[-1]) // 2 * 2 + 1
+            where, sigma = chosen.to(device), draws["sigma"][chosen].to(device)
+            images = images.index_copy(0, where, gaussian_blur(images[where], sigma, kernel_size))
+        return images
+
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+def color_jitter(images: Tensor, factors: Tensor, order: Tensor, chosen: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue by `factors` `(B, 4)`, in each image's own `order` `(B, 4)`.
+
+    `factors`, `order` and `chosen` (bool, `(B,)`: whose turn it is at all) live on the CPU, so that the images of each
+    turn are known without asking the device.
+    """
+    device = images.device
+    on_device = torch.where(chosen[:, None], factors, torch.tensor([1.0, 1.0, 1.0, 0.0])).to(device)
+    for turn in range(4):
+        operation = torch.where(chosen, order[:, turn], -1)
+        blended = operation.to(device).view(-1, 1, 1, 1)
+        gray = _luma(images)
+        reference = torch.where(blended == CONTRAST, gray.mean((2, 3), keepdim=True), gray)
+        reference = torch.where(blended == BRIGHTNESS, 0.0, reference)
+        # A factor of 1 leaves the images of the hue's turn as they are.
+        which = operation.clamp(0, 2).to(device).view(-1, 1)
+        factor = torch.where((blended >= 0) & (blended != HUE), _per_image(on_device.gather(1, which)), 1.0)
+        images = _blend(images, reference, factor.flatten())
+        turned = (operation == HUE).nonzero()[:, 0].to(device)
+        if len(turned):
+            images = images.index_copy(0, turned, adjust_hue(images[turned], on_device[turned, HUE]))
+    return images
+
+
+class Digits(Pipeline):
+    """Views of handwritten digits: rotation, shift, scale, shear, contrast and pixel noise; no flip, no colour.
+
+    `rotation` and `shear` are in degrees, the others fractions; each value is the reach of a uniform draw around
+    "unchanged", `noise` the largest standard deviation of the pixel noise.
+    """
+
+    def __init__(
+        self,
+        rotation: float = 20,
+        shift: float = 0.2,
+        scale: float = 0.2,
+        shear: float = 10,
+        contrast: float = 0.3,
+        noise: float = 0.1,
+    ):
+        for name, value in (("scale", scale), ("contrast", contrast)):
+            if not 0 <= value < 1:
+                raise UserError(f"augmentation.{name} must lie in [0, 1), not {value}")
+        if min(rotation, shift, shear, noise) < 0:
+            raise UserError("augmentation.rotation, shift, shear and noise must be 0 or more")
+        self.rotation, self.shear = math.radians(rotation), math.radians(shear)
+        self.shift, self.scale, self.contrast, self.noise = shift, scale, contrast, noise
+
+    def draw(self, n: int, size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Angles in radians, shifts in fractions of the image, factors, and the noise of every pixel."""
+        return {
+            "angle": _uniform(n, -self.rotation, self.rotation, generator),
+            "shift": _uniform(2 * n, -self.shift, self.shift, generator).view(n, 2),
+            "scale": _uniform(n, 1 - self.scale, 1 + self.scale, generator),
+            "shear": _uniform(n, -self.shear, self.shear, generator),
+            "contrast": _uniform(n, 1 - self.contrast, 1 + self.contrast, generator),
+            "noise": _uniform(n, 0, self.noise, generator).view(n, 1, 1, 1)
+            * torch.randn(n, 1, size, size, generator=generator),
+        }
+
+    def apply(self, images: Tensor, draws: dict[str, Tensor], cropped: bool = False) -> Tensor:
+        """The views `(B, C, H, W)` of float images in [0, 1]."""
+        draws = {name: parameter.to(images.device) for name, parameter in draws.items()}
+        images = affine(images, draws["angle"], draws["shift"], draws["scale"], draws["shear"])
+        return (adjust_contrast(images, draws["contrast"]) + draws["noise"]).clamp(0, 1)

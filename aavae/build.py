@@ -1,0 +1,291 @@
+"""Config → objects, in one place: `compose` a config from overrides, then build from it.
+
+Imports torch only when something is built, so that a config is composed and checked in a fraction of a second.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from aavae.errors import UserError
+
+# What does not change the trained weights is no part of a run's identity.
+NOT_IDENTITY = (
+    "data_dir", "dataset.data_dir", "dataset.path", "dataset.workers", "device", "dry_run", "epochs", "logger", "probe",
+    "resume", "sweep", "trainer.checkpoint_epochs", "trainer.knn_images", "trainer.log_every", "trainer.max_steps",
+    "trainer.save_minutes", "trainer.val_samples", "trainer.validate_every", "trainer.validate_train",
+)  # fmt: skip
+MODEL_ARGUMENTS = ("log_scale", "learn_scale", "sample")  # of the loss group, but owned by the model
+FOREIGN = ("",)  # a config, unlike a checkpoint, may name any module
+
+
+# ---- Config -------------------------------------------------------------------------------------------------------
+
+
+def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> DictConfig:
+    """The config that `overrides` (Hydra's syntax) make, checked against the schema; interpolations are resolved later.
+
+    Raises UserError for an unknown key (also with `+` and `++`), an unknown option or a value of the wrong type.
+    """
+    overrides = [*overrides, *([f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else [])]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides=overrides)
+    except HydraException as error:
+        raise UserError(f"cannot read the overrides: {_one_line(error)}") from error
+    parsed = [o for o in parsed if not o.key_or_group.startswith("hydra.")]
+    groups = tuple(o.input_line for o in parsed if _is_group(o))
+    searchpath = tuple(o for o in overrides if o.startswith("hydra."))
+    schema = _compose(groups + searchpath)
+    for override in parsed:
+        if not _is_group(override):
+            _check(override, schema)
+    # Checked already, so `+` and `++` need not be told apart.
+    return _compose(tuple(overrides))
+
+
+@lru_cache(maxsize=64)
+def _groups() -> frozenset[str]:
+    root = Path(__import__("aavae.conf", fromlist=["conf"]).__file__).parent
+    return frozenset(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_dir() and p.name != "__pycache__")
+
+
+def _is_group(override: Override) -> bool:
+    return override.key_or_group.split("@")[0] in _groups()
+
+
+@lru_cache(maxsize=64)
+def _compose_cached(overrides: tuple[str, ...]) -> DictConfig:
+    with hydra.initialize_config_module("aavae.conf", version_base="1.3"):
+        return hydra.compose("config", list(overrides))
+
+
+def _compose(overrides: tuple[str, ...]) -> DictConfig:
+    try:
+        return _compose_cached(overrides).copy()
+    except MissingConfigException as error:
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        if not group or not error.options:
+            raise UserError(_one_line(error)) from error
+        near = difflib.get_close_matches(option, error.options, 1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        options = ", ".join(error.options)
+        raise UserError(
+            f"{group} has no option {option!r}{guess} The options are: {options}".replace("'.", "'")
+        ) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        for override in OverridesParser.create().parse_overrides(overrides=list(overrides)):
+            if not override.key_or_group.startswith("hydra") and not _is_group(override):
+                _check(override, _compose_cached(()))
+        raise UserError(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        yield f"{prefix}{key}"
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            yield from _keys(child, f"{prefix}{key}.")
+
+
+def _check(override: Override, schema: DictConfig) -> None:
+    key = override.key_or_group
+    parts = key.split(".")
+    if "kwargs" in parts[:-1] and OmegaConf.select(schema, ".".join(parts[: parts.index("kwargs") + 1])) is not None:
+        return  # arguments of somebody else's constructor, who will judge them
+    known = [*_keys(schema), *_groups()]
+    if key not in known:
+        near = difflib.get_close_matches(key, known, 1)
+        # A misplaced key is more often meant than a misspelt one: beta for loss.beta.
+        near = [k for k in known if k.endswith(f".{key}")][:1] or near
+        hint = f"; did you mean {near[0]}?" if near else "; aavae-train --cfg job shows all keys"
+        raise UserError(f"there is no key {key!r}{hint}")
+    if override.is_delete():
+        raise UserError(f"{key} cannot be deleted; set it to another value")
+    if not override.is_sweep_override():
+        _check_type(key, override.value(), OmegaConf.select(schema, key))
+
+
+def _check_type(key: str, value, default) -> None:
+    wanted = None
+    if isinstance(default, bool):
+        wanted = None if isinstance(value, bool) else "true or false"
+    elif isinstance(default, int):
+        wanted = None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
+    elif isinstance(default, float):
+        wanted = None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
+    elif OmegaConf.is_dict(default):
+        wanted = None if isinstance(value, dict) else f"a group of settings; set {key}.… one by one"
+    elif OmegaConf.is_list(default):
+        wanted = None if isinstance(value, list) else "a list, such as [1,2]"
+    interpolated = isinstance(value, str) and value.startswith("${")
+    if wanted and not interpolated:
+        raise UserError(f"{key} must be {wanted}, not {value!r}")
+
+
+def plain(cfg: DictConfig) -> dict:
+    """The resolved config as a plain dict, without Hydra's own node."""
+    cfg = OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"])
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def to_yaml(cfg: DictConfig) -> str:
+    """The resolved config as YAML that OmegaConf reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(plain(cfg)))
+
+
+def identity_config(config: dict) -> dict[str, object]:
+    """The part of a plain config that decides the trained weights, as `{dotted key: value}`."""
+    flat: dict[str, object] = {}
+
+    def walk(node: dict, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict) and value:
+                walk(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = value
+
+    walk(config, "")
+    return {k: v for k, v in flat.items() if not any(k == n or k.startswith(f"{n}.") for n in NOT_IDENTITY)}
+
+
+def identity(config: dict) -> str:
+    """A short hash of what decides the trained weights; the name of a run's folder."""
+    text = json.dumps(identity_config(config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+# ---- Objects ------------------------------------------------------------------------------------------------------
+
+
+def _component(node, facts: object = None, **arguments):
+    from aavae.checkpoint import component
+
+    node = node if isinstance(node, dict) else OmegaConf.to_container(node, resolve=True)
+    try:
+        return component(_ask(node, facts), FOREIGN, **arguments)
+    except TypeError as error:
+        raise UserError(f"{node.get('_target_')}: {error}") from error
+
+
+def _ask(node: dict, facts: object) -> dict:
+    """`auto` is a question to the dataset: the fact of the same name."""
+    return {k: getattr(facts, k) if v == "auto" and hasattr(facts, k) else v for k, v in node.items()}
+
+
+def dataset(cfg: DictConfig):
+    """The dataset, not yet loaded. Raises UserError for arguments out of range or a path without images."""
+    return _component(cfg.dataset)
+
+
+def augmentation(cfg: DictConfig, data=None):
+    """The augmentation pipeline; `auto` strengths are the dataset's."""
+    return _component(cfg.augmentation, data or dataset(cfg))
+
+
+def loss(cfg: DictConfig):
+    """The objective."""
+    node = OmegaConf.to_container(cfg.loss, resolve=True)
+    return _component({k: v for k, v in node.items() if k not in MODEL_ARGUMENTS})
+
+
+def architecture(cfg: DictConfig, data=None) -> dict:
+    """What `checkpoint.assemble` makes the model from: plain data, every `auto` answered."""
+    data = data or dataset(cfg)
+    encoder = _ask(OmegaConf.to_container(cfg.encoder, resolve=True), data)
+    decoder = OmegaConf.to_container(cfg.decoder, resolve=True)
+    if decoder.get("stem") == "auto":  # the decoder mirrors the encoder it stands behind
+        decoder["stem"] = encoder.get("stem", data.stem)
+    objective = OmegaConf.to_container(cfg.loss, resolve=True)
+    return {
+        "encoder": encoder,
+        "decoder": _ask(decoder, data),
+        "latent_dim": cfg.latent_dim,
+        "variational": loss(cfg).variational,
+        **{k: objective[k] for k in MODEL_ARGUMENTS if k in objective},
+    }
+
+
+def model(cfg: DictConfig, data=None):
+    """The autoencoder, initialised from the run's seed. Raises UserError for sizes that do not fit together."""
+    import torch
+
+    from aavae.checkpoint import assemble
+    from aavae.runtime import seed_for
+
+    described = architecture(cfg, data)
+    if cfg.latent_dim < 1:
+        raise UserError(f"latent_dim must be 1 or more, not {cfg.latent_dim}")
+    torch.manual_seed(seed_for(cfg.seed, "init"))
+    built = assemble(described, FOREIGN)
+    built.architecture = described
+    return built
+
+
+def probes(cfg: DictConfig) -> list:
+    """The probes of the final evaluation."""
+    return [_component(node) for node in cfg.probe.values()]
+
+
+def loggers(
+    cfg: DictConfig, folder: Path, state: dict, step: int, name: str | None, group: str | None, leads: bool = True
+):
+    """`metrics.jsonl` and what the logger group asks for; `state` is what they had remembered in the checkpoint.
+
+    Of several processes only the one that `leads` logs.
+    """
+    from aavae.loggers import Loggers, MetricsFile
+
+    built = {"metrics": MetricsFile(folder, step)} if leads else {}
+    for kind, node in cfg.logger.items() if leads else ():
+        built[kind] = _component(
+            node, folder=folder, config=plain(cfg), name=name, group=group, state=state.get(kind, {})
+        )
+    return Loggers(built)
+
+
+def trainer(cfg: DictConfig, processes=None):
+    """The trainer with everything it needs, data loaded; `fit` trains. Raises UserError for what cannot work."""
+    from aavae import optim, runtime, schedules
+    from aavae.trainer import Trainer
+
+    if cfg.seed < 0:
+        raise UserError(f"seed must be 0 or more, not {cfg.seed}")
+    device = runtime.pick_device(cfg.device)
+    precision = runtime.pick_precision(cfg.precision, device)
+    if cfg.deterministic:
+        runtime.make_deterministic()
+    objective, data = loss(cfg), dataset(cfg)
+    augment, net = augmentation(cfg, data), model(cfg, data)
+    settings = OmegaConf.to_container(cfg.optimizer, resolve=True)
+    scale, reference = settings.pop("scale_with_batch_size"), settings.pop("reference_batch")
+    factor = optim.batch_size_scale(cfg.batch_size, reference) if scale else 1.0
+    settings["lr"] *= factor
+    return Trainer(
+        net,
+        objective,
+        augment,
+        data,
+        lambda m: optim.optimizer(m, **settings),
+        lambda steps: schedules.schedule(cfg.schedule.shape, cfg.schedule.warmup_epochs * factor, steps, cfg.epochs),
+        epochs=cfg.epochs,
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+        device=device,
+        precision=precision,
+        processes=processes,
+        **OmegaConf.to_container(cfg.trainer, resolve=True),
+    )

@@ -1,0 +1,190 @@
+"""Checkpoints are data: written atomically, loaded without executing anything, built into models without Hydra."""
+
+import importlib
+import json
+import os
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from aavae.errors import UserError
+from aavae.model import AutoEncoder
+
+LAST, PREVIOUS = "last.pt", "previous.pt"
+FORMAT = 1
+ARCHITECTURES = ("aavae.encoders.", "aavae.decoders.")
+
+
+# ---- Files --------------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a file whole or not at all: to a temporary name, flushed to disk, renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(data.encode() if isinstance(data, str) else data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path: Path, state: dict) -> None:
+    """Save a checkpoint atomically; the `last.pt` before it is kept as `previous.pt`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            torch.save(state | {"format": FORMAT}, handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        if path.name == LAST and path.exists():
+            os.replace(path, path.with_name(PREVIOUS))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict:
+    """Read a checkpoint to the CPU. Raises UserError if it is missing, truncated, or not one of ours."""
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in the zip reader, the unpickler or the storage
+        raise UserError(
+            f"the checkpoint {path} cannot be read: it is truncated, damaged or not a checkpoint"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of this version of aavae")
+    return state
+
+
+def find(folder: Path) -> tuple[dict | None, str | None]:
+    """The newest good checkpoint of a run folder, and what to tell the user if it is not the last one written.
+
+    Raises UserError if there are checkpoints and none can be read.
+    """
+
+    def epoch_of(path: Path) -> int:
+        number = path.stem.removeprefix("epoch_")
+        return int(number) if number.isdigit() else -1
+
+    older = sorted(folder.glob("epoch_*.pt"), key=epoch_of, reverse=True)
+    candidates = [p for p in (folder / LAST, folder / PREVIOUS, *older) if p.exists()]
+    for path in candidates:
+        try:
+            state = load(path)
+        except UserError:
+            continue
+        if path == candidates[0]:
+            return state, None
+        return state, f"{candidates[0].name} cannot be read; continuing from {path.name} (step {state['step']})"
+    if candidates:
+        raise UserError(
+            f"no checkpoint in {folder} can be read ({', '.join(p.name for p in candidates)}); "
+            "resume=never starts the run afresh"
+        )
+    return None, None
+
+
+def fit_state(module: nn.Module, state: dict, what: str) -> None:
+    """Load a state dict strictly. Raises UserError naming the first keys and shapes that do not fit."""
+    own = module.state_dict()
+    wrong = [f"missing {k}" for k in own if k not in state] + [f"unknown {k}" for k in state if k not in own]
+    wrong += [
+        f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"{what} does not fit this model: {'; '.join(wrong[:3])}{more}")
+    module.load_state_dict(state)
+
+
+# ---- Models -------------------------------------------------------------------------------------------------------
+
+
+def component(node: dict, allowed: tuple[str, ...] = ARCHITECTURES, **facts) -> nn.Module:
+    """Build `{"_target_": "aavae.encoders.resnet.resnet", …}` with its other entries and `facts` as arguments.
+
+    Raises UserError for a target outside the `allowed` module prefixes: a checkpoint may not name just any function.
+    """
+    arguments = {k: v for k, v in node.items() if k != "_target_"} | facts
+    target = str(node.get("_target_"))
+    if not target.startswith(allowed):
+        raise UserError(f"{target} is not among the modules a model may be built from ({', '.join(allowed)})")
+    module, _, name = target.rpartition(".")
+    try:
+        build = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"there is no {target} ({error})") from error
+    return build(**arguments)
+
+
+def assemble(architecture: dict, allowed: tuple[str, ...] = ARCHITECTURES) -> AutoEncoder:
+    """The model that an `architecture` (plain dict: encoder, decoder, and the arguments of AutoEncoder) describes."""
+    arguments = dict(architecture)
+    encoder = component(arguments.pop("encoder"), allowed)
+    decoder = component(
+        arguments.pop("decoder"), allowed, latent_dim=arguments["latent_dim"], hidden_dim=encoder.output_dim
+    )
+    return AutoEncoder(encoder, decoder, **arguments)
+
+
+def save_encoder(path: Path, encoder: nn.Module, facts: dict) -> None:
+    """Write the encoder's tensors as safetensors, with `facts` (architecture, mean, std, method, …) as JSON metadata."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
+    metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
+
+
+def _located(path: str | Path, names: tuple[str, ...]) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        for name in names:
+            if (path / name).exists():
+                return path / name
+        raise UserError(f"{path} holds neither {' nor '.join(names)}")
+    return path
+
+
+def load_model(path: str | Path) -> AutoEncoder:
+    """The full model of a run folder or checkpoint, in eval mode. Raises UserError for what is neither."""
+    path = _located(path, (LAST, PREVIOUS))
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path} holds an encoder only; load it with load_encoder, or give a checkpoint")
+    state = load(path)
+    model = assemble(state["architecture"])
+    fit_state(model, state["model"], str(path))
+    return model.eval()
+
+
+def load_encoder(path: str | Path) -> nn.Module:
+    """The encoder of a run folder, checkpoint or `encoder.safetensors`, in eval mode, with `output_dim`, `mean`, `std`.
+
+    It maps images `(B, 3, H, W)`, normalised with `mean` and `std`, to `(B, output_dim)`. Raises UserError for what is
+    none of these.
+    """
+    path = _located(path, ("encoder.safetensors", LAST, PREVIOUS))
+    if path.suffix != ".safetensors":
+        state = load(path)
+        model = assemble(state["architecture"])
+        fit_state(model, state["model"], str(path))
+        encoder, mean, std = model.encoder, state["mean"], state["std"]
+    else:
+        try:
+            with safetensors.safe_open(path, "pt") as handle:
+                facts = {k: v for k, v in (handle.metadata() or {}).items()}
+            encoder = component(json.loads(facts["architecture"]))
+            fit_state(encoder, safetensors.torch.load_file(path), str(path))
+            mean, std = json.loads(facts["mean"]), json.loads(facts["std"])
+        except (safetensors.SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+            raise UserError(f"{path} is not an encoder.safetensors written by aavae ({error})") from error
+    encoder.mean, encoder.std = tuple(mean), tuple(std)
+    return encoder.eval()

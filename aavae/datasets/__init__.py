@@ -1,0 +1,119 @@
+"""Datasets: images as uint8 tensors with their facts. One file and one YAML add another.
+
+A dataset is cheap to construct and reads its images when `load` is called. Its splits are `pretrain` and
+`pretrain_val` (images for the autoencoder) and, where there are labels, `train`, `val` and `test` (for the probes).
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+SPLIT_SEED = 42  # of the released code, whatever the seed of the run (spec §1.5)
+LABELLED = ("train", "val", "test")
+
+
+class Split:
+    """Images `(N, 3, H, W)` uint8 in memory, on the training device, and their labels `(N,)` int64 or None."""
+
+    def __init__(self, images: Tensor, labels: Tensor | None = None):
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: Tensor) -> "Split":
+        """The images at `indices`, as a split of their own."""
+        where = indices.to(self.images.device)
+        return Split(self.images[where], None if self.labels is None else self.labels[indices.to(self.labels.device)])
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """The images in order, uint8, `batch_size` at a time; the last batch may be smaller."""
+        yield from self.images.split(batch_size)
+
+    def fingerprint(self) -> str:
+        """A short hash of shape, labels and a thousand evenly spaced images: two different datasets differ in it."""
+        some = self.images[:: max(1, len(self) // 1000)].cpu().contiguous()
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode() + some.numpy().tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+class Dataset(ABC):
+    """What every dataset knows: its facts, and after `load` its `splits`.
+
+    Facts: `name`, `num_classes` (0: no labels), `image_size` in pixels, `mean` and `std` per channel of images in
+    [0, 1], the `stem` a ResNet should have for it, and the augmentation strengths recommended for it.
+    """
+
+    name: str
+    num_classes: int
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    stem = "cifar"
+    strength = 0.5
+    blur_p = 0.0
+
+    def __init__(self):
+        self.splits: dict[str, Split] = {}
+
+    @abstractmethod
+    def read(self, device: torch.device) -> dict[str, Split]:
+        """Read the images; called once, by `load`."""
+
+    def load(self, device: torch.device | str = "cpu") -> "Dataset":
+        """Read the images to `device`, once. Raises UserError where they are missing or damaged."""
+        if not self.splits:
+            self.splits = self.read(torch.device(device))
+        return self
+
+    def __getitem__(self, split: str) -> Split:
+        return self.load().splits[split]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the probes have labels to work with."""
+        return self.num_classes > 0
+
+    def target(self, images: Tensor) -> Tensor:
+        """The clean images `(B, 3, H, W)` in [0, 1] that the decoder reconstructs and the probes see."""
+        return images
+
+    def _constants(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (1, 3, 1, 1)
+        return images.new_tensor(self.mean).view(shape), images.new_tensor(self.std).view(shape)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] → normalised units."""
+        mean, std = self._constants(images)
+        return (images - mean) / std
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """Normalised units → [0, 1], clamped."""
+        mean, std = self._constants(images)
+        return (images * std + mean).clamp(0, 1)
+
+    def fingerprint(self) -> str:
+        """A short hash over all splits."""
+        parts = [f"{name}:{split.fingerprint()}" for name, split in sorted(self.splits.items())]
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+
+
+def seeded_split(n: int, first: int) -> tuple[Tensor, Tensor]:
+    """Indices of the first `first` and the rest of n images, shuffled as torch's random_split does under seed 42."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(SPLIT_SEED))
+    return order[:first], order[first:]
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float images in [0, 1] → uint8, rounded."""
+    return (images * 255).round().to(torch.uint8)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images → float32 in [0, 1]."""
+    return images.float() / 255

@@ -1,0 +1,148 @@
+"""CIFAR-10 and STL-10 through torchvision, downloaded once and checked against its checksums."""
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor
+from torch.nn import functional as F
+
+from aavae.datasets import Dataset, Split, seeded_split
+from aavae.datasets.folder import read_labelled
+from aavae.errors import UserError
+
+
+@contextlib.contextmanager
+def _quiet_and_alone(folder: Path):
+    # torchvision prints as it downloads, and two jobs of a sweep must not download at once.
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        open(folder / ".download.lock", "w") as lock,
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def fetch(kind: type, root: Path, present: str, **arguments):
+    """torchvision's dataset `kind` below `root`, downloaded if `present`, the folder it unpacks to, is not there.
+
+    Raises UserError where the data is neither there nor to be had, naming the folder and the ways out.
+    """
+    ways_out = (
+        "give the folder that has it with dataset.path= (or data_dir=), or try dataset=digits, which needs no download"
+    )
+    if (root / present).is_dir():
+        try:
+            return kind(root, download=False, **arguments)
+        except (RuntimeError, EOFError, OSError, ValueError) as error:
+            raise UserError(
+                f"{kind.__name__} in {root / present} is damaged ({error}); delete it, or {ways_out}"
+            ) from error
+    created = not root.exists()
+    try:
+        with _quiet_and_alone(root):
+            return kind(root, download=True, **arguments)
+    except (OSError, RuntimeError) as error:
+        (root / ".download.lock").unlink(missing_ok=True)
+        if created and not any(root.iterdir()):
+            root.rmdir()
+        raise UserError(
+            f"no {kind.__name__} in {root / present} and no way to download it ({error}); {ways_out}"
+        ) from error
+
+
+def _refuse_streaming(in_memory: bool) -> None:
+    if not in_memory:
+        raise UserError("dataset.in_memory=false is for dataset=image_folder and imagenet; this dataset fits in memory")
+
+
+class CIFAR10(Dataset):
+    """50,000 training images, split 45,000 / 5,000 under seed 42, and 10,000 test images of 32×32.
+
+    `path` is a folder or zip in class-folder layout, or a folder that holds torchvision's `cifar-10-batches-py`;
+    without it the data is looked for in `data_dir`, then downloaded there.
+    """
+
+    name, num_classes, image_size = "cifar10", 10, 32
+    mean = (125.3 / 255, 123.0 / 255, 113.9 / 255)
+    std = (63.0 / 255, 62.1 / 255, 66.7 / 255)
+
+    def __init__(self, data_dir: str = "data", path: str | None = None, in_memory: bool = True):
+        super().__init__()
+        _refuse_streaming(in_memory)
+        self.data_dir, self.path = Path(data_dir), Path(path) if path else None
+
+    def _torchvision(self, root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        parts = []
+        for train in (True, False):
+            data = fetch(torchvision.datasets.CIFAR10, root, "cifar-10-batches-py", train=train)
+            parts += [torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)]
+        return tuple(parts)
+
+    def read(self, device: torch.device) -> dict[str, Split]:
+        """The three splits; a tenth of the training images, 5,000 of all of them, is held out."""
+        if self.path and not (self.path / "cifar-10-batches-py").is_dir():
+            images, labels, test_images, test_labels = read_labelled(self.path, self.image_size, self.num_classes)
+        else:
+            images, labels, test_images, test_labels = self._torchvision(self.path or self.data_dir)
+        kept, held = seeded_split(len(images), len(images) - len(images) // 10)
+        everything = Split(images.to(device), labels)
+        train, val = everything.take(kept), everything.take(held)
+        test = Split(test_images.to(device), test_labels)
+        return {"pretrain": train, "pretrain_val": val, "train": train, "val": val, "test": test}
+
+
+class STL10(Dataset):
+    """100,000 unlabelled images split 95,000 / 5,000, 5,000 labelled ones split 4,500 / 500, and 8,000 for test; 96×96.
+
+    `target_transform=official` reconstructs the image resized to 105 and centre-cropped to 96, as the released code
+    does; `raw` the image itself (spec §0.6). `path` is the folder that holds torchvision's `stl10_binary`.
+    """
+
+    name, num_classes, image_size, stem = "stl10", 10, 96, "stl"
+    mean, std = (0.43, 0.42, 0.39), (0.27, 0.26, 0.27)
+    strength, blur_p = 1.0, 0.5
+
+    def __init__(
+        self,
+        data_dir: str = "data",
+        path: str | None = None,
+        in_memory: bool = True,
+        target_transform: str = "official",
+    ):
+        super().__init__()
+        _refuse_streaming(in_memory)
+        if target_transform not in ("official", "raw"):
+            raise UserError(f"dataset.target_transform must be official or raw, not {target_transform!r}")
+        self.root, self.target_transform = Path(path or data_dir), target_transform
+
+    def _read(self, part: str) -> tuple[Tensor, Tensor]:
+        data = fetch(torchvision.datasets.STL10, self.root, "stl10_binary", split=part)
+        return torch.from_numpy(data.data), torch.from_numpy(data.labels).long()
+
+    def read(self, device: torch.device) -> dict[str, Split]:
+        """The five splits; a twentieth of the unlabelled and a tenth of the labelled images is held out."""
+        images, _ = self._read("unlabeled")
+        kept, held = seeded_split(len(images), len(images) - len(images) // 20)
+        # Indexed before it travels, so that the device never holds the images twice.
+        splits = {"pretrain": Split(images[kept].to(device)), "pretrain_val": Split(images[held].to(device))}
+        images, labels = self._read("train")
+        kept, held = seeded_split(len(images), len(images) - len(images) // 10)
+        labelled = Split(images.to(device), labels)
+        test_images, test_labels = self._read("test")
+        test = Split(test_images.to(device), test_labels)
+        return splits | {"train": labelled.take(kept), "val": labelled.take(held), "test": test}
+
+    def target(self, images: Tensor) -> Tensor:
+        """Resize(105) and CenterCrop(96), or the images as they are."""
+        if self.target_transform == "raw":
+            return images
+        larger = F.interpolate(images, size=(105, 105), mode="bilinear", align_corners=False, antialias=True)
+        margin = round((105 - 96) / 2)
+        return larger[:, :, margin : margin + 96, margin : margin + 96]

@@ -1,0 +1,66 @@
+"""What is logged beside the loss: densities in bits, and how the latent code behaves."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from aavae.losses import NegativeELBO, bits_per_dim, kl_between, log_importance_weight
+from aavae.model import Output, full
+
+
+def log_weights(objective: NegativeELBO, output: Output, x: Tensor) -> Tensor:
+    """Log importance weights of each sample for the images `x`: `(B,)` or `(K, B)`, in nats."""
+    return log_importance_weight(output, objective.log_px_given_z(output, x))
+
+
+def shifted(output: Output, x: Tensor, offset: Tensor) -> tuple[Output, Tensor]:
+    """The same reconstruction held against targets moved by `offset`, the dequantisation noise."""
+    return output._replace(view=output.view + offset), x + offset
+
+
+def density(weights: Tensor, weights_8bit: Tensor, dims: int, std: Tensor) -> dict[str, Tensor]:
+    """log p(x) by the importance-weighted bound (Burda et al. 2016, Eq. 8), in nats, and as bits per dimension.
+
+    `weights` `(K, B)` are log-weights. `bpd_raw` is the released code's, on normalised pixels; `bpd_8bit` belongs to
+    8-bit pixels: from `weights_8bit`, of dequantised targets, plus mean_c log2(255·std_c) for the change of units.
+    """
+    samples = math.log(len(weights))
+    log_px_iw = (weights.logsumexp(0) - samples).mean()
+    log_px_8bit = (weights_8bit.logsumexp(0) - samples).mean()
+    return {
+        "log_px_iw": log_px_iw,
+        "bpd_raw": bits_per_dim(log_px_iw, dims),
+        "bpd_8bit": bits_per_dim(log_px_8bit, dims) + (255 * std).log2().mean(),
+    }
+
+
+def latent_statistics(output: Output) -> dict[str, Tensor]:
+    """Mean ‖μ‖₂, and for a variational encoder the mean σ and the signal-to-noise ratio mean |μ|/σ."""
+    statistics = {"mu_norm": output.mu.norm(dim=-1).mean()}
+    if output.log_var is not None:
+        statistics["sigma_mean"] = output.sigma.mean()
+        statistics["snr"] = (output.mu.abs() / output.sigma).mean()
+    return statistics
+
+
+def agreement(clean: Output, output: Output, noise: Tensor | None = None) -> dict[str, Tensor]:
+    """How far the codes of clean image and view agree: mean cosines of z (`cos_sim`), μ and h, and the KL divergence
+    KL(q(z|view) ‖ q(z|image)) in nats. `noise` draws the clean image's z; an autoencoder's z is μ."""
+    z_clean, z = clean.mu, output.mu
+    if noise is not None and output.z is not None:
+        z_clean, z = clean.mu + noise * clean.sigma, output.z
+    metrics = {
+        "cos_sim": F.cosine_similarity(z_clean, z, dim=-1).mean(),
+        "cos_sim_mu": F.cosine_similarity(clean.mu, output.mu, dim=-1).mean(),
+        "cos_sim_h": F.cosine_similarity(full(clean.h), full(output.h), dim=-1).mean(),
+    }
+    if output.log_var is not None:
+        metrics["kl_augmentation"] = kl_between(output.mu, output.sigma, clean.mu, clean.sigma).mean()
+    return metrics
+
+
+def active_units(mu: Tensor, threshold: float = 0.01) -> Tensor:
+    """How many latents of μ `(N, D)` have a variance above the threshold (Burda et al. 2016, §5.2)."""
+    return (mu.var(0) > threshold).sum().to(torch.float32)

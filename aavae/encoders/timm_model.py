@@ -1,0 +1,30 @@
+"""Any timm model by name, as an encoder."""
+
+import timm
+from torch import nn
+
+from aavae.encoders import measure_output_dim
+from aavae.errors import UserError
+
+
+def timm_model(name: str, image_size: int, kwargs: dict | None = None) -> nn.Module:
+    """timm's model `name` without its classifier and without pretrained weights, `(B, 3, H, W)` → `(B, output_dim)`.
+
+    `kwargs` go to `timm.create_model`. Raises UserError for a name timm does not know (with the nearest ones), for
+    arguments it refuses, and for a model that cannot take images of `image_size`.
+    """
+    if name not in timm.list_models():
+        near = timm.list_models(f"*{name}*")[:5]
+        raise UserError(f"timm has no model {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
+    arguments = dict(kwargs or {})
+    if arguments.get("pretrained"):
+        raise UserError("encoder.kwargs.pretrained: pretraining starts from random weights; leave it out")
+    try:
+        net = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+        net.output_dim = measure_output_dim(net, image_size)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(
+            f"timm model {name} cannot be built for {image_size}×{image_size} images "
+            f"({str(error).splitlines()[0]}); some take encoder.kwargs.img_size={image_size}"
+        ) from error
+    return net

@@ -1,0 +1,49 @@
+"""What a run would take, measured on a few steps (`dry_run=true`)."""
+
+import resource
+import time
+
+import torch
+
+from aavae.console import Reporter, duration
+from aavae.loader import Batch
+from aavae.trainer import Trainer
+
+
+def estimate(trainer: Trainer, repeats: int = 2) -> dict[str, float]:
+    """Steps, seconds of training, and peak memory in bytes, from a warm-up step and `repeats` timed ones.
+
+    Spends the trainer: its weights have moved afterwards.
+    """
+    trainer.model.train()
+    batch = next(iter(trainer.loader.epoch(0)))
+    whole = len(batch.clean)
+    if trainer.device.type == "cpu" and whole > 64 and trainer.accumulate == 1:
+        # A CPU is slow enough to be timed on a part of the batch, and too slow for more.
+        batch = Batch(batch.clean[:64], batch.source[:64], batch.cropped)
+    rows = len(batch.clean)
+    seconds = []
+    for _ in range(1 + repeats):
+        began = time.perf_counter()
+        trainer.train_step(batch)
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if trainer.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated()
+    per_step = min(seconds[1:]) * whole / rows
+    return {"steps": trainer.total_steps, "seconds": per_step * trainer.total_steps, "memory": memory}
+
+
+def print_estimate(trainer: Trainer) -> None:
+    """Say what the run would take, without validation and final evaluation."""
+    found = estimate(trainer)
+    where = "on the GPU" if trainer.device.type == "cuda" else "of main memory, with a part of the batch"
+    say = Reporter().say
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    say(f"model       {parameters:,} parameters")
+    say(f"steps       {found['steps']:,} ({trainer.epochs} epochs of {trainer.loader.steps_per_epoch})")
+    say(f"time        about {duration(found['seconds'])} of training on {trainer.device}, {trainer.precision.name}")
+    say(f"memory      {found['memory'] / 2**30:.1f} GiB {where}")
+    say("dry run: nothing was written")

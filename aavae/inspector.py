@@ -1,0 +1,110 @@
+"""Looking at a model while it trains: validation, a cheap kNN, reconstructions, and the encoder that probes see."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from aavae.augmentations import Pipeline
+from aavae.batchnorm import recalibrated
+from aavae.datasets import Dataset, to_float
+from aavae.figures import reconstruction_figure
+from aavae.model import AutoEncoder
+from aavae.probes import Representation, images_to
+from aavae.probes.knn import KNN
+from aavae.runtime import Precision, generator_for
+from aavae.validation import Validator
+
+
+class Inspector:
+    """Looks at `model` without changing it; `recalibrate` says whether probes get recalibrated BatchNorm statistics."""
+
+    def __init__(
+        self,
+        model: AutoEncoder,
+        loss,
+        augmentation: Pipeline,
+        dataset: Dataset,
+        *,
+        seed: int,
+        device: torch.device,
+        precision: Precision,
+        recalibrates: bool,
+        validate_train: bool,
+        val_samples: int,
+        recalibration_images: int,
+        knn_images: int,
+        batch_size: int,
+    ):
+        self.model, self.loss, self.augmentation, self.dataset = model, loss, augmentation, dataset
+        self.seed, self.device, self.precision, self.recalibrates = seed, device, precision, recalibrates
+        self.validate_train = validate_train
+        self.recalibration_images, self.knn_images = recalibration_images, knn_images
+        self.validator = Validator(dataset, augmentation, val_samples, min(batch_size, 500), seed, device)
+        self.knn = KNN(splits=("val",))
+
+    def validate(self) -> tuple[dict[str, float], float]:
+        """Losses and densities of the validation split and of as many training images, and a cheap kNN; and the score:
+        the kNN's accuracy, or without labels the negative validation loss."""
+        splits = {"val": self.dataset["pretrain_val"]}
+        if self.validate_train:
+            n = min(len(splits["val"]), len(self.dataset["pretrain"]))
+            splits["train_eval"] = self.dataset["pretrain"].take(torch.arange(n))
+        metrics = {}
+        for name, split in splits.items():
+            values = self.validator.run(self.model, self.loss, split, self.precision)
+            metrics |= {f"{name}/{key}": value for key, value in values.items()}
+        if not self.dataset.labelled:
+            return metrics, -metrics["val/loss"]
+        features = self.representation("h", self.probe_encoder()).limit("train", self.knn_images)
+        metrics["val/knn"] = self.knn.run(features, self.dataset)[0]["value"]
+        return metrics, metrics["val/knn"]
+
+    def validation_loss(self) -> float:
+        """The loss of the validation split."""
+        return self.validator.run(self.model, self.loss, self.dataset["pretrain_val"], self.precision)["loss"]
+
+    def recalibrate(self, encoder: nn.Module) -> nn.Module:
+        """A copy of `encoder` with BatchNorm statistics of clean training images."""
+        return recalibrated(encoder, self._clean_images())
+
+    def _clean_images(self) -> Iterator[Tensor]:
+        n = min(self.recalibration_images, len(self.dataset["pretrain"]))
+        with self.precision.autocast():
+            for images in self.dataset["pretrain"].take(torch.arange(n)).batches(min(500, n)):
+                yield self.dataset.normalize(self.dataset.target(to_float(images.to(self.device))))
+
+    def probe_encoder(self) -> nn.Module:
+        """A copy of the encoder as probes see it: with running statistics, or recalibrated."""
+        if self.recalibrates:
+            return self.recalibrate(self.model.encoder)
+        return copy.deepcopy(self.model.encoder).eval()
+
+    def representation(self, name: str, encoder: nn.Module) -> Representation:
+        """The features of `encoder` under `name`, for the probes."""
+
+        def encode(x: Tensor) -> Tensor:
+            with self.precision.autocast():
+                return encoder(x)
+
+        return Representation(name, images_to(encode, self.dataset, self.device), self.dataset)
+
+    @torch.no_grad()
+    def draw_reconstructions(self, path: Path, epoch: float, n: int = 10) -> None:
+        """Write a picture of validation images, their views, and what the decoder makes of each view's μ."""
+        split = self.dataset["pretrain_val"]
+        images = next(iter(split.take(torch.arange(min(n, len(split)))).batches(n)))
+        source = to_float(images.to(self.device))
+        x = view = self.dataset.normalize(self.dataset.target(source))
+        if self.augmentation.augments:
+            view = self.dataset.normalize(self.augmentation(source, generator_for(self.seed, "picture")))
+        was_training = self.model.training
+        self.model.eval()
+        with self.precision.autocast():
+            x_hat = self.model.decoder(self.model.encode(view).mu)
+        self.model.train(was_training)
+        rows = {"original": x, "view": view, "reconstruction": x_hat.float()}
+        rows = {label: self.dataset.denormalize(images) for label, images in rows.items()}
+        reconstruction_figure(path, rows, f"{self.dataset.name}, validation images, epoch {epoch:g}")

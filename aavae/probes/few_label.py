@@ -1,0 +1,55 @@
+"""Nearest neighbour with a handful of labels per class."""
+
+import statistics
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from aavae.datasets import Dataset
+from aavae.errors import UserError
+from aavae.probes import Representation, record
+from aavae.runtime import generator_for
+
+
+def draw_per_class(labels: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Indices of n images of every class, drawn without replacement; `labels` on the CPU."""
+    shuffled = torch.randperm(len(labels), generator=generator)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)].split(labels.bincount().tolist())
+    return torch.cat([members[:n] for members in by_class])
+
+
+class FewLabel:
+    """1-nearest-neighbour test accuracy with n labels per class: mean and sd (ddof 1) over `draws` seeded draws.
+
+    Every representation sees the same draws. Raises UserError where a class has fewer than n training images.
+    """
+
+    def __init__(self, labels_per_class: tuple[int, ...] = (1, 5), draws: int = 20, seed: int = 0):
+        if min(labels_per_class, default=0) < 1 or draws < 2:
+            raise UserError("probe.few_label: labels_per_class must be 1 or more, and draws 2 or more")
+        self.labels_per_class, self.draws, self.seed = tuple(labels_per_class), draws, seed
+
+    def run(self, encode: Representation, dataset: Dataset) -> list[dict]:
+        """Mean and sd for each number of labels."""
+        train, labels = encode("train")
+        test, truth = encode("test")
+        train, test = F.normalize(train), F.normalize(test)
+        scarcest = int(labels.bincount(minlength=dataset.num_classes).min())
+        records = []
+        for n in self.labels_per_class:
+            if n > scarcest:
+                raise UserError(f"probe.few_label: {n} labels a class were asked for, but a class has only {scarcest}")
+            accuracies = []
+            for draw in range(self.draws):
+                chosen = draw_per_class(labels.cpu(), n, generator_for(self.seed, "few_label", n, draw))
+                chosen = chosen.to(train.device)
+                nearest = (test @ train[chosen].T).argmax(1)
+                accuracies.append((labels[chosen][nearest] == truth).float().mean().item())
+            protocol = f"1-NN, cosine, {n} label{'s' * (n > 1)} a class, {self.draws} draws"
+            for metric, value in (
+                ("accuracy", statistics.fmean(accuracies)),
+                ("accuracy_sd", statistics.stdev(accuracies)),
+            ):
+                records.append(record(f"few_label_{n}", encode.name, "test", value, len(truth), protocol, metric))
+        return records

@@ -1,0 +1,204 @@
+"""One run in its folder: resume, banner, training, final evaluation, and the files that say what happened."""
+
+import contextlib
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from aavae import build, checkpoint
+from aavae.checkpoint import write_atomically
+from aavae.console import Reporter, duration, results_table
+from aavae.errors import UserError
+from aavae.probes import Representation, images_to, record
+from aavae.runtime import Signals, only_one
+from aavae.trainer import Trainer
+
+
+class Run:
+    """A run of `trainer` under `cfg` in `folder`; `command` is what the user types to continue it."""
+
+    def __init__(self, cfg: DictConfig, trainer: Trainer, folder: Path, command: str, name: str, group: str | None):
+        self.cfg, self.trainer, self.folder, self.command = cfg, trainer, folder, command
+        self.name, self.group = name, group
+        self.config = build.plain(cfg)
+        self.reporter = Reporter(quiet=not trainer.processes.leads)
+        self.facts = {
+            "config": self.config,
+            "architecture": trainer.model.architecture,
+            "data": trainer.dataset.fingerprint(),
+            "version": version("aavae"),
+        }
+
+    def go(self) -> float | None:
+        """Train, evaluate, and return the score: validation accuracy of the kNN, or the negative validation loss.
+
+        Raises UserError for a folder that cannot be continued, and KeyboardInterrupt after saving on SIGINT or SIGTERM.
+        """
+        leads = self.trainer.processes.leads
+        with only_one(self.folder) if leads else contextlib.nullcontext():
+            remembered = self._resume()
+            if (records := self._finished()) is not None:
+                self.reporter.say(f"{self.folder} is finished ({self.trainer.epoch:g} epochs); its results:")
+                self.reporter.console.print(results_table(records))
+                return self.trainer.score
+            logger = build.loggers(self.cfg, self.folder, remembered, self.trainer.step, self.name, self.group, leads)
+            failed = True
+            try:
+                self._write("config.yaml", build.to_yaml(self.cfg))
+                self._status("running")
+                self._banner()
+                with Signals() as signals:
+                    self.trainer.fit(self.folder, logger, self.reporter, signals, self.facts)
+                if leads:
+                    self._evaluate(logger)
+                self._status("done")
+                failed = False
+            except KeyboardInterrupt as error:
+                self._status("interrupted", type(error).__name__)
+                self._say_how_to_continue()
+                raise
+            except BaseException as error:
+                self._status("failed", f"{type(error).__name__}: {error}")
+                raise
+            finally:
+                logger.close(failed)
+        return self.trainer.score
+
+    # ---- Beginning ------------------------------------------------------------------------------------------------
+
+    def _resume(self) -> dict:
+        """Put the trainer where `resume` says; returns what the loggers remembered."""
+        how = str(self.cfg.resume)
+        if how == "never":
+            for pattern in (checkpoint.LAST, checkpoint.PREVIOUS, "epoch_*.pt", "results.json"):
+                for stale in self.folder.glob(pattern):
+                    stale.unlink(missing_ok=True)
+            return {}
+        source = self.folder if how == "auto" else Path(how)
+        if source.is_dir():
+            state, note = checkpoint.find(source)
+        else:
+            state, note = checkpoint.load(source), None
+        if state is None:
+            if how != "auto":
+                raise UserError(f"resume={how}: there is no checkpoint in this folder")
+            return {}
+        if how == "auto":
+            self._refuse_another_run(state)
+        self.trainer.restore(state, str(source))
+        if note:
+            self.reporter.say(note)
+        return state["loggers"] if how == "auto" else {}
+
+    def _refuse_another_run(self, state: dict) -> None:
+        before, now = build.identity_config(state["config"]), build.identity_config(self.config)
+        changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
+        ways_out = "name another hydra.run.dir=, or start it afresh with resume=never"
+        if changed:
+            listed = ", ".join(f"{k}={before.get(k)} (now {now.get(k)})" for k in changed[:4])
+            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+            raise UserError(f"{self.folder} holds another run: {listed}{more}; {ways_out}")
+        if state["data"] != self.facts["data"]:
+            raise UserError(f"{self.folder} holds a run on other images than those given now; {ways_out}")
+
+    def _finished(self) -> list[dict] | None:
+        """The results of a run that has nothing left to do."""
+        path = self.folder / "results.json"
+        if not path.exists() or not self.trainer.step >= self.trainer.total_steps or not self.trainer.closed:
+            return None
+        with contextlib.suppress(json.JSONDecodeError):  # then it is evaluated again
+            records = json.loads(path.read_text())
+            if records and records[0]["epoch"] == self.trainer.epoch:
+                return records
+        return None
+
+    def _banner(self) -> None:
+        t, cfg = self.trainer, self.config
+        parameters = sum(p.numel() for p in t.model.parameters())
+        encoder = sum(p.numel() for p in t.model.encoder.parameters())
+        where = torch.cuda.get_device_name(t.device) if t.device.type == "cuda" else t.device.type
+        threads = f", {torch.get_num_threads()} threads" if t.device.type == "cpu" else ""
+        several = f", {t.processes.world} processes" if t.processes.world > 1 else ""
+        say = self.reporter.say
+        say(f"method      {cfg['method']}, seed {cfg['seed']}")
+        say(f"dataset     {t.dataset.name}: {len(t.loader.split):,} images for pretraining, {t.dataset.image_size}²")
+        say(f"model       {parameters:,} parameters ({encoder:,} in the encoder), latent {cfg['latent_dim']}")
+        say(f"device      {where}{threads}{several}, {t.precision.name}")
+        start = f", from step {t.step:,}" if t.step else ""
+        say(f"training    {t.total_steps:,} steps: {cfg['epochs']} epochs of {t.loader.steps_per_epoch}{start}")
+        say(f"folder      {self.folder}")
+
+    # ---- End ------------------------------------------------------------------------------------------------------
+
+    def representations(self) -> list[Representation]:
+        """What the probes compare: the trained encoder, raw pixels, and the encoder before training."""
+        t = self.trainer
+        # Its BatchNorm statistics are measured too: with the initial 0 and 1 it would be a worse, and unfair, baseline.
+        untrained = t.inspector.recalibrate(t.untrained_encoder.to(t.device))
+        return [
+            t.inspector.representation("h", t.inspector.probe_encoder()),
+            Representation("pixels", images_to(lambda x: x, t.dataset, t.device), t.dataset),
+            t.inspector.representation("h_untrained", untrained),
+        ]
+
+    def _evaluate(self, logger) -> None:
+        t, began = self.trainer, time.monotonic()
+        self._save_encoder()
+        records = []
+        if t.dataset.labelled:
+            for representation in self.representations():
+                for probe in build.probes(self.cfg):
+                    self.reporter.say(f"probing {representation.name}: {type(probe).__name__}")
+                    records += probe.run(representation, t.dataset)
+        else:
+            loss = t.inspector.validation_loss()
+            n = len(t.dataset["pretrain_val"])
+            records.append(record("validation", "x_hat", "pretrain_val", loss, n, "no labels", "loss"))
+        epoch = t.epoch
+        records = [r | {"epoch": epoch} for r in records]
+        self._write("results.json", json.dumps(records, indent=1) + "\n")
+        t.inspector.draw_reconstructions(self.folder / "reconstructions.png", epoch)
+        logger.picture("reconstructions", self.folder / "reconstructions.png", t.step)
+        logger.results(records)
+        scores = [r["value"] for r in records if (r["probe"], r["feature"], r["split"]) == ("knn", "h", "val")]
+        t.score = scores[0] if scores else t.score
+        if t.dataset.labelled:
+            self.reporter.console.print(results_table(records))
+        self.reporter.say(f"evaluated in {duration(time.monotonic() - began)}; all in {self.folder}")
+
+    def _save_encoder(self) -> None:
+        t = self.trainer
+        recalibrated = t.clean_pass == "off"
+        facts = {
+            "architecture": t.model.architecture["encoder"],
+            "output_dim": t.model.encoder.output_dim,
+            "mean": list(t.dataset.mean),
+            "std": list(t.dataset.std),
+            "image_size": t.dataset.image_size,
+            "batchnorm_statistics": "recalibrated on clean training images" if recalibrated else "running, of training",
+            "method": self.config["method"],
+            "dataset": t.dataset.name,
+            "epochs": t.epoch,
+            "seed": self.config["seed"],
+            "aavae_version": version("aavae"),
+        }
+        checkpoint.save_encoder(self.folder / "encoder.safetensors", t.inspector.probe_encoder(), facts)
+
+    # ---- Files ----------------------------------------------------------------------------------------------------
+
+    def _write(self, name: str, text: str) -> None:
+        if self.trainer.processes.leads:
+            write_atomically(self.folder / name, text)
+
+    def _status(self, state: str, reason: str | None = None) -> None:
+        t = self.trainer
+        status = {"state": state, "reason": reason, "step": t.step, "epoch": t.epoch, "score": t.score}
+        status |= {"command": self.command, "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        self._write("status.json", json.dumps(status, indent=1) + "\n")
+
+    def _say_how_to_continue(self) -> None:
+        self.reporter.say(f"stopped at step {self.trainer.step:,}; continue with\n  {self.command}")

@@ -1,0 +1,191 @@
+"""Device, precision, stateless randomness, processes and signals."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from aavae.errors import UserError
+
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device `name` (`auto`, `cpu`, `cuda`, `cuda:1`, `mps`); auto takes CUDA, then MPS, then the CPU.
+
+    Raises UserError where the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, not {name!r}") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise UserError(f"device={name} was asked for, but torch sees {count} CUDA devices here; try device=cpu")
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % count)
+        torch.cuda.set_device(device)
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device=mps was asked for, but torch sees no MPS device here; try device=cpu")
+    elif device.type not in ("cpu", "mps"):
+        raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, not {name!r}")
+    return device
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What the forward pass computes in: `name`, and the autocast dtype (None: float32 throughout)."""
+
+    name: str
+    device_type: str
+    dtype: torch.dtype | None
+
+    def autocast(self):
+        """The autocast context of the forward pass."""
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """A gradient scaler, switched off unless the precision is fp16, so that there is one code path."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.dtype is torch.float16)
+
+
+def pick_precision(name: str, device: torch.device) -> Precision:
+    """The precision `name`; auto is bf16 on CUDA that has it, else fp16 there, and float32 elsewhere.
+
+    tf32 switches TensorFloat-32 on for float32 matrix products, process-wide; fp32 switches it off. Raises UserError
+    for an unknown name, and for tf32 or fp16 without CUDA.
+    """
+    if name not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {name!r}")
+    if name == "auto":
+        # Autocast on a CPU without bf16 units was measured 10 to 20 times slower than float32.
+        name = "fp32" if device.type != "cuda" else "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
+    if name in ("fp16", "tf32") and device.type != "cuda":
+        raise UserError(f"precision={name} needs a CUDA device; on {device.type} use fp32 or bf16")
+    torch.set_float32_matmul_precision("highest" if name == "fp32" else "high")
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = name != "fp32"
+    return Precision(name, device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name))
+
+
+def make_deterministic() -> None:
+    """Ask torch for deterministic kernels, so that the same run on the same machine gives the same bits."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def seed_for(*keys) -> int:
+    """A 63-bit seed that depends on every key (run seed, what is drawn, epoch or step) and on nothing else."""
+    return int.from_bytes(hashlib.blake2b(repr(keys).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def generator_for(*keys) -> torch.Generator:
+    """A fresh CPU generator for `keys`: the draws of one purpose at one step, the same on every device and rank."""
+    return torch.Generator().manual_seed(seed_for(*keys))
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together (torchrun); alone it is rank 0 of 1."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def share(self, batch_size: int) -> slice:
+        """This process's rows of a global batch of `batch_size`, which `world` must divide."""
+        if batch_size % self.world:
+            raise UserError(f"batch_size={batch_size} does not divide among {self.world} processes")
+        rows = batch_size // self.world
+        return slice(self.rank * rows, (self.rank + 1) * rows)
+
+    def average_gradients(self, parameters) -> None:
+        """Average the gradients over all processes, in place."""
+        if self.world > 1:
+            for p in parameters:
+                if p.grad is not None:
+                    dist.all_reduce(p.grad, op=dist.ReduceOp.SUM)
+                    p.grad /= self.world
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether `flag` is set in any process, so that all of them stop at the same step."""
+        if self.world == 1:
+            return flag
+        votes = torch.tensor(int(flag), device=device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return bool(votes)
+
+    def wait(self) -> None:
+        """Wait for every process."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def processes(device: torch.device):
+    """Join the process group torchrun describes in the environment, if any, and leave it afterwards."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        yield Processes()
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), world)
+    finally:
+        dist.destroy_process_group()
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM arrived; a KeyboardInterrupt, so that no `except Exception` on the way stops it."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class Signals:
+    """Turns the first SIGINT or SIGTERM into a flag that the loop reads between steps; a second one kills at once."""
+
+    def __init__(self):
+        self.received: int | None = None
+
+    def _note(self, signum, frame):
+        self.received = signum
+        print("\nstopping after this step; again to stop at once, losing the steps since the last save", flush=True)
+        for s in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(s, signal.SIG_DFL)
+
+    def __enter__(self):
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exc):
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def only_one(folder: Path):
+    """Hold a run folder for this process; raises UserError if another process trains in it."""
+    with open(folder / ".lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is training in {folder}; wait for it, or name another hydra.run.dir="
+            ) from error
+        yield

@@ -1,0 +1,329 @@
+"""The loop: one step, one epoch, and when to log, validate, probe and save."""
+
+import copy
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from aavae import checkpoint
+from aavae.augmentations import Pipeline
+from aavae.console import Reporter
+from aavae.datasets import Dataset
+from aavae.diagnostics import agreement, density, latent_statistics, log_weights, shifted
+from aavae.errors import UserError
+from aavae.inspector import Inspector
+from aavae.loader import Batch, Loader
+from aavae.loggers import Loggers
+from aavae.model import AutoEncoder
+from aavae.runtime import Interrupted, Precision, Processes, Signals, generator_for, seed_for
+from aavae.schedules import Schedule
+
+
+class Trainer:
+    """Trains an autoencoder; every draw is a function of (seed, step, position in the batch of all processes).
+
+    `optimizer` and `schedule` are functions of the model and of the steps per epoch. `clean_pass=every_step` runs the
+    clean images through encoder and projection before each step, which moves BatchNorm's statistics as the released code
+    does; with `off`, probes see a copy of the encoder with recalibrated statistics. Raises UserError for values out of
+    range.
+    """
+
+    def __init__(
+        self,
+        model: AutoEncoder,
+        loss,
+        augmentation: Pipeline,
+        dataset: Dataset,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        schedule: Callable[[int], Schedule],
+        *,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        precision: Precision,
+        processes: Processes | None = None,
+        accumulate: int = 1,
+        clip: float | None = None,
+        clean_pass: str = "every_step",
+        channels_last: bool = True,
+        compile: bool = False,
+        log_every: int = 50,
+        validate_every: int = 20,
+        validate_train: bool = True,
+        val_samples: int = 16,
+        checkpoint_epochs: tuple[int, ...] = (),
+        save_minutes: float = 5.0,
+        recalibration_images: int = 10_000,
+        knn_images: int = 10_000,
+        max_steps: int | None = None,
+    ):
+        for name, value, least in (
+            ("epochs", epochs, 0),
+            ("trainer.accumulate", accumulate, 1),
+            ("trainer.log_every", log_every, 1),
+            ("trainer.validate_every", validate_every, 0),
+            ("trainer.val_samples", val_samples, 1),
+        ):
+            if value < least:
+                raise UserError(f"{name} must be {least} or more, not {value}")
+        if clip is not None and clip <= 0:
+            raise UserError(f"trainer.clip must be positive or null, not {clip}")
+        if clean_pass not in ("every_step", "off"):
+            raise UserError(f"trainer.clean_pass must be every_step or off, not {clean_pass!r}")
+        self.device, self.precision, self.processes = device, precision, processes or Processes()
+        self.untrained_encoder = copy.deepcopy(model.encoder)
+        self.model = model.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        if compile:
+            self.model.compile()
+        self.loss, self.augmentation, self.dataset = loss, augmentation, dataset.load(device)
+        self.loader = Loader(dataset, augmentation, batch_size, seed, device, self.processes)
+        rows = self.loader.share.stop - self.loader.share.start
+        if rows % accumulate or rows // accumulate < 2:
+            raise UserError(f"{rows} images a process do not divide into {accumulate} parts of two or more")
+        self.optimizer, self.schedule = optimizer(model), schedule(self.loader.steps_per_epoch)
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.scaler = precision.scaler()
+        self.epochs, self.seed, self.accumulate, self.clip = epochs, seed, accumulate, clip
+        self.clean_pass, self.channels_last, self.log_every = clean_pass, channels_last, log_every
+        self.validate_every, self.max_steps = validate_every, max_steps
+        self.checkpoint_epochs, self.save_minutes = tuple(checkpoint_epochs), save_minutes
+        self.inspector = Inspector(
+            model, loss, augmentation, dataset,
+            seed=seed, device=device, precision=precision, recalibrates=clean_pass == "off", batch_size=batch_size,
+            validate_train=validate_train, val_samples=val_samples, knn_images=knn_images,
+            recalibration_images=recalibration_images,
+        )  # fmt: skip
+        self.step, self.closed, self.score = 0, True, None
+
+    # ---- One step -------------------------------------------------------------------------------------------------
+
+    def train_step(self, batch: Batch, measure: bool = False) -> dict[str, Tensor]:
+        """One optimizer step on this process's images; returns the loss terms, and with `measure` the diagnostics."""
+        self._set_learning_rate()
+        draws, noise = self._draw(batch.source.shape[-1])
+        terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        for rows in self._parts(len(batch.clean)):
+            x = self._normalized(batch.clean[rows])
+            view = self._view(batch, rows, draws, x)
+            with self.precision.autocast():
+                clean = self._clean_pass(x)
+                output = self.model(view, None if noise is None else noise[rows])  # encode the augmented view,
+                part = self.loss(output, x)  # reconstruct the clean image
+            self.scaler.scale(part["loss"] / self.accumulate).backward()
+            for name, value in part.items():
+                terms[name] = terms[name] + value.detach() / self.accumulate
+        self.scaler.unscale_(self.optimizer)
+        self.processes.average_gradients(self.model.parameters())
+        if self.clip is not None:
+            terms["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return dict(terms) | (self._diagnostics(output, x, clean) if measure else {})
+
+    def _set_learning_rate(self) -> None:
+        for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = lr * self.schedule(self.step)
+
+    def _draw(self, size: int) -> tuple[dict[str, Tensor], Tensor | None]:
+        # For the batch of all processes, of which each takes its rows: the numbers do not depend on how many there are.
+        total, mine = self.loader.batch_size, self.loader.share
+        draws = self.augmentation.draw(total, size, generator_for(self.seed, "augmentation", self.step))
+        torch.manual_seed(seed_for(self.seed, "dropout", self.step))
+        noise = None
+        if self.model.variational:
+            noise = torch.randn(total, self.model.latent_dim, generator=generator_for(self.seed, "noise", self.step))
+            noise = noise[mine].to(self.device, non_blocking=True)
+        return {name: values[mine] for name, values in draws.items()}, noise
+
+    def _parts(self, n: int) -> Iterator[slice]:
+        size = n // self.accumulate
+        return (slice(i * size, (i + 1) * size) for i in range(self.accumulate))
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return self.dataset.normalize(images).contiguous(memory_format=layout)
+
+    def _view(self, batch: Batch, rows: slice, draws: dict[str, Tensor], x: Tensor) -> Tensor:
+        if not self.augmentation.augments:
+            return x  # the clean image itself, its target transform included
+        part = {name: values[rows] for name, values in draws.items()}
+        return self._normalized(self.augmentation.apply(batch.source[rows], part, batch.cropped))
+
+    @torch.no_grad()
+    def _clean_pass(self, x: Tensor):
+        return self.model.encode(x) if self.clean_pass == "every_step" else None
+
+    @torch.no_grad()
+    def _diagnostics(self, output, x: Tensor, clean) -> dict[str, Tensor]:
+        metrics = latent_statistics(output)
+        noise = None
+        if self.model.variational and self.model.sample == "reparam":
+            generator = generator_for(self.seed, "diagnostics", self.step)
+            noise = torch.randn(output.mu.shape, generator=generator).to(self.device)
+            std = x.new_tensor(self.dataset.std)
+            offset = torch.rand(x.shape, generator=generator).to(self.device) / 255 / std.view(1, 3, 1, 1)
+            weights = log_weights(self.loss, output, x)
+            weights_8bit = log_weights(self.loss, *shifted(output, x, offset))
+            metrics |= density(weights[None], weights_8bit[None], x[0].numel(), std)
+        return metrics | (agreement(clean, output, noise) if clean is not None else {})
+
+    # ---- The loop -------------------------------------------------------------------------------------------------
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        total = self.epochs * self.loader.steps_per_epoch
+        return total if self.max_steps is None else min(total, self.max_steps)
+
+    @property
+    def epoch(self) -> float:
+        """Epochs trained so far."""
+        return self.step / self.loader.steps_per_epoch
+
+    def fit(self, folder: Path, logger: Loggers, reporter: Reporter, signals: Signals, facts: dict) -> None:
+        """Train to the end, from wherever the trainer stands, writing to `folder`; `facts` go into every checkpoint.
+
+        Raises Interrupted after saving, when a signal arrived, and UserError when the loss is not finite, keeping the
+        last good checkpoint.
+        """
+        self.folder, self.logger, self.reporter, self.facts = folder, logger, reporter, facts
+        self._saved, self._sums, self._summed = time.monotonic(), {}, 0
+        self._mark = (time.monotonic(), self.step)
+        self.model.train()
+        reporter.start(self.step, self.total_steps)
+        try:
+            if not self.closed:
+                self._close_epoch()
+            while self.step < self.total_steps:
+                self._run_epoch(signals)
+        finally:
+            reporter.stop()
+        self.save()
+
+    def _run_epoch(self, signals: Signals) -> None:
+        epoch, first = divmod(self.step, self.loader.steps_per_epoch)
+        for batch in self.loader.epoch(epoch, first):
+            due = (self.step + 1) % self.log_every == 0
+            self._accumulate(self.train_step(batch, measure=due))
+            at_end = self.step % self.loader.steps_per_epoch == 0
+            self.closed = not at_end
+            stop = self.processes.any(signals.received is not None, self.device)
+            if due or at_end or stop:
+                self._log()
+            if at_end and not stop:
+                self._close_epoch()
+            elif due and time.monotonic() - self._saved > 60 * self.save_minutes:
+                self.save()
+            if stop:
+                self.save()
+                raise Interrupted(signals.received)
+            if self.step >= self.total_steps:
+                return
+
+    def _accumulate(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value.detach(), count + 1)
+
+    def _log(self) -> None:
+        if not self._sums:
+            return
+        # The one place in the loop that waits for the device.
+        metrics = {f"train/{name}": float(total) / count for name, (total, count) in self._sums.items()}
+        steps = self._sums["loss"][1]
+        self._sums = {}
+        now, (then, before) = time.monotonic(), self._mark
+        self._mark = (now, self.step)
+        speed = (self.step - before) * self.loader.batch_size / max(1e-9, now - then)
+        self._refuse_if_broken(metrics["train/loss"], steps)
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        if self.processes.leads:
+            self.logger.log(metrics | {"train/lr": learning_rate, "images_per_second": speed}, self.step, self.epoch)
+            self.reporter.update(self.step, f"{self.epoch:.1f}/{self.epochs}", metrics, speed)
+
+    def _refuse_if_broken(self, loss: float, steps: int) -> None:
+        if math.isfinite(loss):
+            return
+        kept = self.folder / checkpoint.LAST
+        saved = f"the last good checkpoint is {kept}" if kept.exists() else "no checkpoint had been written yet"
+        raise UserError(
+            f"the loss became {loss} between steps {self.step - steps + 1} and {self.step}; {saved}; "
+            "a smaller optimizer.lr or trainer.clip=1 often helps"
+        )
+
+    def _close_epoch(self) -> None:
+        epoch = self.step // self.loader.steps_per_epoch
+        last = self.step >= self.total_steps
+        # Derived from the model as it stands, so that a run stopped in here does it again when it is resumed.
+        if self.validate_every and (epoch % self.validate_every == 0 or last) and self.processes.leads:
+            metrics, self.score = self.inspector.validate()
+            self.logger.log(metrics, self.step, self.epoch)
+            picture = self.folder / "reconstructions.png"
+            self.inspector.draw_reconstructions(picture, self.epoch)
+            self.logger.picture("reconstructions", picture, self.step)
+        self.processes.wait()
+        self.closed = True
+        if epoch in self.checkpoint_epochs:
+            self.save(f"epoch_{epoch}.pt")
+        if last or time.monotonic() - self._saved >= 60 * self.save_minutes:
+            self.save()
+        self._mark = (time.monotonic(), self.step)
+
+    # ---- State ----------------------------------------------------------------------------------------------------
+
+    def save(self, name: str = checkpoint.LAST) -> None:
+        """Write a checkpoint of everything that cannot be derived from (seed, step)."""
+        if self.processes.leads:
+            broken = [n for n, p in self.model.named_parameters() if not torch.isfinite(p).all()]
+            if broken:
+                raise UserError(f"at step {self.step} {broken[0]} is not finite; the last good checkpoint is kept")
+            state = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "step": self.step,
+                "steps_per_epoch": self.loader.steps_per_epoch,
+                "epochs": self.epochs,
+                "closed": self.closed,
+                "score": self.score,
+                "mean": list(self.dataset.mean),
+                "std": list(self.dataset.std),
+                "loggers": self.logger.state(),
+            }
+            checkpoint.save(self.folder / name, state | self.facts)
+        self.processes.wait()
+        self._saved = time.monotonic()
+
+    def restore(self, state: dict, origin: str) -> None:
+        """Continue from a checkpoint. Raises UserError if it does not fit, or if `epochs` cannot be what is asked for."""
+        if state["steps_per_epoch"] != self.loader.steps_per_epoch:
+            raise UserError(
+                f"{origin} was trained with {state['steps_per_epoch']} steps per epoch, this run has "
+                f"{self.loader.steps_per_epoch}: keep dataset and batch_size, or use resume=never"
+            )
+        if state["step"] > self.total_steps:
+            raise UserError(
+                f"{origin} has been trained for {state['step'] / self.loader.steps_per_epoch:g} epochs already, more "
+                f"than epochs={self.epochs}; ask for more, or use resume=never"
+            )
+        if state["step"] and state["epochs"] != self.epochs and not self.schedule.extendable:
+            raise UserError(
+                f"{origin} was trained towards epochs={state['epochs']} with a {self.schedule.shape} schedule, which "
+                f"would have been another with epochs={self.epochs}; only schedule=constant can be extended"
+            )
+        checkpoint.fit_state(self.model, state["model"], origin)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise UserError(f"the optimizer state of {origin} does not fit this optimizer ({error})") from error
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.step, self.closed, self.score = state["step"], state["closed"], state["score"]

@@ -1,0 +1,73 @@
+"""The losses and densities of a held-out split, over fixed views and fixed noise."""
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from aavae.augmentations import Pipeline
+from aavae.datasets import Dataset, Split, to_float
+from aavae.diagnostics import active_units, agreement, density, latent_statistics, log_weights, shifted
+from aavae.model import AutoEncoder
+from aavae.runtime import Precision, generator_for
+
+
+class Validator:
+    """Measures a model on a split in eval mode, with `samples` latent samples per image.
+
+    Views and noise are functions of (seed, position) alone, so that every epoch is judged by the same draws.
+    """
+
+    def __init__(
+        self, dataset: Dataset, augmentation: Pipeline, samples: int, batch_size: int, seed: int, device: torch.device
+    ):
+        self.dataset, self.augmentation = dataset, augmentation
+        self.samples, self.batch_size, self.seed, self.device = samples, batch_size, seed, device
+
+    @torch.no_grad()
+    def run(self, model: AutoEncoder, objective, split: Split, precision: Precision) -> dict[str, float]:
+        """Metrics by name, each the mean over the images of `split` (active_units: over the split)."""
+        was_training = model.training
+        model.eval()
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+        mus = []
+        for i, images in enumerate(split.batches(self.batch_size)):
+            metrics, mu = self._batch(model, objective, images, i, precision)
+            mus.append(mu)
+            for name, value in metrics.items():
+                sums[name] = sums[name] + value.double().cpu() * len(images)
+        model.train(was_training)
+        means = {name: (total / len(split)).item() for name, total in sums.items()}
+        return means | {"active_units": active_units(torch.cat(mus)).item()}
+
+    def _batch(
+        self, model, objective, images: Tensor, i: int, precision: Precision
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        dataset, n, d = self.dataset, len(images), model.latent_dim
+        generator = generator_for(self.seed, "validation", i)
+        source = to_float(images.to(self.device))
+        clean = dataset.target(source)
+        x = dataset.normalize(clean)
+        draws = self.augmentation.draw(n, source.shape[-1], generator)
+        view = dataset.normalize(self.augmentation.apply(source, draws)) if self.augmentation.augments else x
+        noise = torch.randn(self.samples + 1, n, d, generator=generator).to(self.device)
+        offset = torch.rand(x.shape, generator=generator).to(self.device) / 255
+        std = x.new_tensor(dataset.std)
+        offset = offset / std.view(1, 3, 1, 1)
+        terms: list[dict[str, Tensor]] = []
+        weights, weights_8bit = [], []
+        with precision.autocast():
+            clean_code, code = model.encode(x), model.encode(view)
+            # One sample at a time: K·B reconstructions at once would need K times the memory.
+            for sample_noise in noise[: self.samples if model.variational else 1]:
+                output = model.decode(code, sample_noise)
+                terms.append(objective(output, x))
+                if model.variational and model.sample == "reparam":
+                    weights.append(log_weights(objective, output, x))
+                    weights_8bit.append(log_weights(objective, *shifted(output, x, offset)))
+        metrics = {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
+        if weights:
+            metrics |= density(torch.stack(weights), torch.stack(weights_8bit), x[0].numel(), std)
+        sampled = model.variational and model.sample == "reparam"
+        metrics |= agreement(clean_code, output, noise[-1] if sampled else None) | latent_statistics(code)
+        return metrics, clean_code.mu

@@ -1,0 +1,1 @@
+# The configs, installed as the package aavae.conf.
