@@ -1,6 +1,6 @@
 """Batched augmentations with one draw per image, and the pipelines made of them.
 
-Operations are functions on float images `(B, C, H, W)` in [0, 1] with one parameter per image; each equals
+Operations are functions on float32 images `(B, C, H, W)` in [0, 1] with one parameter per image; each equals
 torchvision's functional operation on the same parameters. Pipelines draw the parameters on the CPU, from a generator
 the caller seeds, so that a run sees the same numbers on every device; applying them never waits for the device.
 """
@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aavae.errors import UserError
+from aavae.runtime import send
 
 GRAY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, as torchvision rounds it
 
 
 def _per_image(parameter: Tensor) -> Tensor:
-    return parameter.view(-1, 1, 1, 1)
+    return parameter.reshape(-1, 1, 1, 1)
 
 
 @contextlib.contextmanager
@@ -71,14 +72,13 @@ def _luma(images: Tensor) -> Tensor:
     return (GRAY[0] * r + GRAY[1] * g + GRAY[2] * b).unsqueeze(1)  # (B, 1, H, W)
 
 
-def _blend(images: Tensor, reference: Tensor | float, factor: Tensor) -> Tensor:
-    factor = _per_image(factor)
-    return (factor * images + (1 - factor) * reference).clamp(0, 1)
+def _blend(images: Tensor, reference: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(reference, images, _per_image(factor)).clamp_(0, 1)
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
     """Scale image b by `factor[b]` ≥ 0, clamped to [0, 1]."""
-    return _blend(images, 0.0, factor)
+    return _blend(images, images.new_zeros(()), factor)
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
@@ -117,8 +117,8 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
 
     Raises UserError for an even kernel, or one that reaches past the reflected border.
     """
-    if kernel_size % 2 == 0 or kernel_size // 2 >= min(images.shape[-2:]):
-        raise UserError(f"kernel_size must be odd and less than twice the image size, not {kernel_size}")
+    if kernel_size < 1 or kernel_size % 2 == 0 or kernel_size // 2 >= min(images.shape[-2:]):
+        raise UserError(f"kernel_size must be odd, positive and less than twice the image size, not {kernel_size}")
     offsets = torch.arange(kernel_size, device=images.device) - kernel_size // 2
     weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)
     weights = weights / weights.sum(1, keepdim=True)  # (B, k)
@@ -139,8 +139,9 @@ def affine(images: Tensor, angle: Tensor, translate: Tensor, scale: Tensor, shea
     # Each output pixel looks up its source: the inverse of rotate ∘ shear ∘ scale.
     top = torch.stack([cos + tan * sin, sin - tan * cos], 1)
     inverse = torch.stack([top, torch.stack([-sin, cos], 1)], 1)  # (B, 2, 2)
-    shift = -(inverse @ (2 * translate)[:, :, None])
-    grid = F.affine_grid(torch.cat([inverse, shift], 2), list(images.shape), align_corners=False)
+    with _full_precision(), torch.autocast(images.device.type, enabled=False):
+        shift = -(inverse @ (2 * translate)[:, :, None])
+        grid = F.affine_grid(torch.cat([inverse, shift], 2), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 
 
@@ -239,12 +240,9 @@ class SimCLR(Pipeline):
     ):
         if not 0 <= strength <= 1.25:
             raise UserError(f"augmentation.strength must lie between 0 and 1.25, not {strength}")
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise UserError(f"augmentation.scale must be two rising fractions of the area, not {list(scale)}")
-        if not 0 < ratio[0] <= ratio[1]:
-            raise UserError(f"augmentation.ratio must be two rising positive aspect ratios, not {list(ratio)}")
-        if not 0 < blur_sigma[0] <= blur_sigma[1]:
-            raise UserError(f"augmentation.blur_sigma must be two rising positive numbers, not {list(blur_sigma)}")
+        for name, pair, most in (("scale", scale, 1.0), ("ratio", ratio, 1e3), ("blur_sigma", blur_sigma, 1e3)):
+            if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most:
+                raise UserError(f"augmentation.{name} must be two rising positive numbers up to {most:g}, not {list(pair)}")
         self.strength, self.scale, self.ratio, self.blur_sigma = strength, scale, ratio, blur_sigma
         self.flip_p, self.jitter_p = _probability("flip_p", flip_p), _probability("jitter_p", jitter_p)
         self.grayscale_p, self.blur_p = _probability("grayscale_p", grayscale_p), _probability("blur_p", blur_p)
@@ -252,7 +250,6 @@ class SimCLR(Pipeline):
     def draw(self, n: int, size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Crop numbers, coins, jitter factors (columns: brightness, contrast, saturation, hue), order, blur sigma."""
         reach = 0.8 * self.strength
-        low = max(0.0, 1 - reach)
         return {
             "crop": crop_draws(n, generator),
             "flip": _coin(n, self.flip_p, generator),
@@ -260,7 +257,7 @@ class SimCLR(Pipeline):
             "order": torch.rand(n, 4, generator=generator).argsort(1),
             "factors": torch.cat(
                 [
-                    _uniform(3 * n, low, 1 + reach, generator).view(n, 3),
+                    _uniform(3 * n, 1 - reach, 1 + reach, generator).view(n, 3),
                     _uniform(n, -0.2 * self.strength, 0.2 * self.strength, generator).view(n, 1),
                 ],
                 1,
@@ -272,22 +269,24 @@ class SimCLR(Pipeline):
 
     def apply(self, images: Tensor, draws: dict[str, Tensor], cropped: bool = False) -> Tensor:
         """The views `(B, 3, H, W)` of float images in [0, 1], in torchvision's order of operations."""
+        device = images.device
         if not cropped:
             height, width = images.shape[-2:]
-            images = resized_crop(images, *crop_boxes(draws["crop"], height, width, self.scale, self.ratio), width)
-        device = images.device
-        images = horizontal_flip(images, draws["flip"].to(device))
+            boxes = send(torch.stack(crop_boxes(draws["crop"], height, width, self.scale, self.ratio)), device)
+            images = resized_crop(images, *boxes, width)
+        images = horizontal_flip(images, send(draws["flip"], device))
         images = color_jitter(images, draws["factors"], draws["order"], draws["jitter"])
-        images = torch.where(_per_image(draws["gray"].to(device)), grayscale(images), images)
+        images = torch.where(_per_image(send(draws["gray"], device)), grayscale(images), images)
         chosen = draws["blur"].nonzero()[:, 0]
         if len(chosen):
             kernel_size = int(0.1 * images.shape[-1]) // 2 * 2 + 1
-            where, sigma = chosen.to(device), draws["sigma"][chosen].to(device)
+            where, sigma = send(chosen, device), send(draws["sigma"][chosen], device)
             images = images.index_copy(0, where, gaussian_blur(images[where], sigma, kernel_size))
         return images
 
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 
 
 def color_jitter(images: Tensor, factors: Tensor, order: Tensor, chosen: Tensor) -> Tensor:
@@ -297,20 +296,21 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor, chosen: Tensor)
     turn are known without asking the device.
     """
     device = images.device
-    on_device = torch.where(chosen[:, None], factors, torch.tensor([1.0, 1.0, 1.0, 0.0])).to(device)
+    order = torch.where(chosen[:, None], order, -1)
+    factors = torch.where(chosen[:, None], factors, torch.tensor(NEUTRAL))
+    # The factor of each turn's blend; 1 leaves the images whose turn it is not, and those of the hue's turn, as they are.
+    blends = torch.where((order >= 0) & (order != HUE), factors.gather(1, order.clamp(min=0)), 1.0)
+    operations, blends = send(order, device), send(blends, device)
     for turn in range(4):
-        operation = torch.where(chosen, order[:, turn], -1)
-        blended = operation.to(device).view(-1, 1, 1, 1)
+        operation = _per_image(operations[:, turn])
         gray = _luma(images)
-        reference = torch.where(blended == CONTRAST, gray.mean((2, 3), keepdim=True), gray)
-        reference = torch.where(blended == BRIGHTNESS, 0.0, reference)
-        # A factor of 1 leaves the images of the hue's turn as they are.
-        which = operation.clamp(0, 2).to(device).view(-1, 1)
-        factor = torch.where((blended >= 0) & (blended != HUE), _per_image(on_device.gather(1, which)), 1.0)
-        images = _blend(images, reference, factor.flatten())
-        turned = (operation == HUE).nonzero()[:, 0].to(device)
+        reference = torch.where(operation == CONTRAST, gray.mean((2, 3), keepdim=True), gray)
+        reference = torch.where(operation == BRIGHTNESS, 0.0, reference)
+        images = _blend(images, reference, blends[:, turn])
+        turned = (order[:, turn] == HUE).nonzero()[:, 0]
         if len(turned):
-            images = images.index_copy(0, turned, adjust_hue(images[turned], on_device[turned, HUE]))
+            where, factor = send(turned, device), send(factors[turned, HUE], device)
+            images = images.index_copy(0, where, adjust_hue(images[where], factor))
     return images
 
 
@@ -333,8 +333,9 @@ class Digits(Pipeline):
         for name, value in (("scale", scale), ("contrast", contrast)):
             if not 0 <= value < 1:
                 raise UserError(f"augmentation.{name} must lie in [0, 1), not {value}")
-        if min(rotation, shift, shear, noise) < 0:
-            raise UserError("augmentation.rotation, shift, shear and noise must be 0 or more")
+        for name, value, most in (("rotation", rotation, 360), ("shift", shift, 1), ("shear", shear, 89), ("noise", noise, 1)):
+            if not 0 <= value <= most:
+                raise UserError(f"augmentation.{name} must lie between 0 and {most}, not {value}")
         self.rotation, self.shear = math.radians(rotation), math.radians(shear)
         self.shift, self.scale, self.contrast, self.noise = shift, scale, contrast, noise
 
@@ -352,6 +353,6 @@ class Digits(Pipeline):
 
     def apply(self, images: Tensor, draws: dict[str, Tensor], cropped: bool = False) -> Tensor:
         """The views `(B, C, H, W)` of float images in [0, 1]."""
-        draws = {name: parameter.to(images.device) for name, parameter in draws.items()}
+        draws = {name: send(parameter, images.device) for name, parameter in draws.items()}
         images = affine(images, draws["angle"], draws["shift"], draws["scale"], draws["shear"])
         return (adjust_contrast(images, draws["contrast"]) + draws["noise"]).clamp(0, 1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from aavae.augmentations import Pipeline, crop_draws
 from aavae.datasets import Dataset, Split, to_float
 from aavae.errors import UserError
-from aavae.runtime import Processes, generator_for
+from aavae.runtime import Processes, generator_for, send
 
 
 class Batch(NamedTuple):
@@ -53,7 +53,7 @@ class Loader:
         if not isinstance(self.split, Split):
             yield from self._streamed(whole, epoch, first)
             return
-        mine = whole[first:, self.share].to(self.device)
+        mine = send(whole[first:, self.share].contiguous(), self.device)
         for indices in mine:
             source = to_float(self.split.images[indices])
             yield Batch(self.dataset.target(source), source, cropped=False)

@@ -94,6 +94,11 @@ def generator_for(*keys) -> torch.Generator:
     return torch.Generator().manual_seed(seed_for(*keys))
 
 
+def send(t: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`t` on `device`, without waiting for the device: to CUDA from pinned memory, asynchronously."""
+    return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not t.is_cuda else t.to(device)
+
+
 @dataclass(frozen=True)
 class Processes:
     """This process among those that train together (torchrun); alone it is rank 0 of 1."""

@@ -20,7 +20,7 @@ from aavae.inspector import Inspector
 from aavae.loader import Batch, Loader
 from aavae.loggers import Loggers
 from aavae.model import AutoEncoder
-from aavae.runtime import Interrupted, Precision, Processes, Signals, generator_for, seed_for
+from aavae.runtime import Interrupted, Precision, Processes, Signals, generator_for, seed_for, send
 from aavae.schedules import Schedule
 
 
@@ -140,7 +140,7 @@ class Trainer:
         noise = None
         if self.model.variational:
             noise = torch.randn(total, self.model.latent_dim, generator=generator_for(self.seed, "noise", self.step))
-            noise = noise[mine].to(self.device, non_blocking=True)
+            noise = send(noise[mine], self.device)
         return {name: values[mine] for name, values in draws.items()}, noise
 
     def _parts(self, n: int) -> Iterator[slice]:

@@ -1,0 +1,33 @@
+# make demo and make test do all set-up; an active virtual environment is used instead of .venv.
+PYTHON ?= python3
+VENV := $(or $(VIRTUAL_ENV),.venv)
+BIN := $(VENV)/bin
+# Built once; a change in the requirements gives another stamp, and with it a new installation.
+STAMP := $(VENV)/.aavae-$(shell cat setup.cfg pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+.PHONY: help setup demo test format clean
+help: ## show this text
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "aavae needs Python 3.11 or newer; say which with PYTHON="; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (torch is large: this takes some minutes, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@rm -f $(VENV)/.aavae-* && touch $@
+
+setup: $(STAMP) ## build the environment, and no more
+
+demo: $(STAMP) ## pretrain on handwritten digits, evaluate, show: about a minute after set-up
+	@$(BIN)/aavae-train experiment=digits hydra.run.dir=outputs/demo
+	@echo "Look at outputs/demo/reconstructions.png: validation images, their augmented views, and what the model makes of them."
+
+test: $(STAMP) ## run the tests
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/python -m pytest
+
+format: $(STAMP) ## format the code
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean: ## remove the environment built here, and caches
+	@rm -rf .venv build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,13 @@
+"""AAVAE: augmentation-augmented variational autoencoders and their relatives, in plain PyTorch.
+
+`load_model` and `load_encoder` give back what a run has learned; `aavae.build` gives a run's parts to a notebook.
+"""
+
+
+def __getattr__(name: str):
+    # torch takes seconds to import, which `aavae-train --help` need not wait for.
+    if name in ("load_model", "load_encoder"):
+        from aavae import checkpoint
+
+        return getattr(checkpoint, name)
+    raise AttributeError(f"module 'aavae' has no attribute {name!r}")

@@ -1,0 +1,42 @@
+"""The outermost function, called as a user would: `train("experiment=digits", …)` in an empty folder."""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, capsys):
+    """`aavae-train ARGUMENTS` in this process and in `tmp_path`; gives exit code and output."""
+    from aavae.train import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["aavae-train", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return Ended(ended.value.code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def shared():
+    """The folder with CIFAR-10 and the parity files beside the checkout; tests that need it skip without it."""
+    if not SHARED.is_dir():
+        pytest.skip("../shared is not here")
+    return SHARED

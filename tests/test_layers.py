@@ -1,0 +1,67 @@
+"""The house keeps its rules: who imports whom, and where Hydra may be seen."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = {
+    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+    for p in sorted((ROOT / "aavae").rglob("*.py"))
+}
+ENTRIES = {"aavae.train"}
+UPPER = {"aavae.build", "aavae.run", "aavae.trainer", "aavae.estimate"}
+HYDRA = {*ENTRIES, "aavae.build", "aavae.run"}
+
+
+def imports(path: Path, everywhere: bool = True) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if everywhere else tree.body
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def inside(path: Path, everywhere: bool = True) -> set[str]:
+    return imports(path, everywhere) & set(FILES)
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - ENTRIES - UPPER))
+def test_leaves_import_no_trainer_and_no_entry(name):
+    assert not inside(FILES[name]) & (ENTRIES | UPPER)
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - HYDRA))
+def test_hydra_stops_at_the_door(name):
+    assert not {m for m in imports(FILES[name]) if m.split(".")[0] in ("hydra", "omegaconf")}
+
+
+def test_no_cycles():
+    graph = {name: inside(path) - {name} for name, path in FILES.items()}
+    graph = {name: {t for t in targets if not name.startswith(f"{t}.")} for name, targets in graph.items()}
+    done: set[str] = set()
+    while ready := {name for name, targets in graph.items() if name not in done and targets <= done}:
+        done |= ready
+    assert set(graph) == done, f"in a cycle: {sorted(set(graph) - done)}"
+
+
+def test_the_config_is_checked_before_torch_is_imported():
+    for name in ("aavae", "aavae.train", "aavae.build", "aavae.errors"):
+        heavy = {m for m in imports(FILES[name], everywhere=False) if m.split(".")[0] in ("torch", "timm", "wandb")}
+        assert not heavy, (name, heavy)
+        assert inside(FILES[name], everywhere=False) <= {"aavae", "aavae.build", "aavae.errors"}
+
+
+def test_labels_never_enter_the_step():
+    source = FILES["aavae.trainer"].read_text() + FILES["aavae.loader"].read_text()
+    assert not re.search(r"\blabels\b", source)
+
+
+def test_nothing_is_called_utils():
+    assert not [name for name in FILES if re.search(r"utils|helpers|common|misc", name)]

@@ -1,0 +1,202 @@
+"""Device, precision, seeds, shares, signals and the lock on a run folder."""
+
+import itertools
+import os
+import signal
+
+import pytest
+import torch
+
+from aavae import runtime
+from aavae.errors import UserError
+from aavae.runtime import Processes, Signals, generator_for, only_one, pick_device, pick_precision, seed_for
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def same_torch_settings_afterwards():
+    precision, deterministic = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    yield
+    torch.set_float32_matmul_precision(precision)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = benchmark
+
+
+@pytest.fixture
+def no_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+# ---- Device and precision -----------------------------------------------------------------------------------------
+
+
+def test_auto_is_the_cpu_where_there_is_nothing_else(no_accelerator):
+    assert pick_device("auto") == CPU == pick_device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("cuda", "device=cuda was asked for, but torch sees 0 CUDA devices here; try device=cpu"),
+        ("cuda:3", "device=cuda:3 was asked for"),
+        ("mps", "device=mps was asked for"),
+        ("gpu", "must be auto, cpu, cuda, cuda:N or mps, not 'gpu'"),
+        ("meta", "not 'meta'"),
+        ("", "not ''"),
+        (None, "device must be auto"),
+    ],
+)
+def test_a_device_that_is_not_there_gets_one_clear_message(no_accelerator, name, words):
+    with pytest.raises(UserError, match=words):
+        pick_device(name)
+
+
+def test_auto_precision_on_a_cpu_is_float32():
+    picked = pick_precision("auto", CPU)
+    assert (picked.name, picked.dtype) == ("fp32", None)
+    with picked.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_bf16_computes_in_bf16_and_needs_no_scaler():
+    picked = pick_precision("bf16", CPU)
+    with picked.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    assert not picked.scaler().is_enabled()
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_auto_on_cuda_is_bf16_where_it_has_it_and_else_fp16_with_a_scaler(monkeypatch, bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: bf16)
+    tf32 = torch.backends.cudnn.allow_tf32
+    picked = pick_precision("auto", torch.device("cuda"))
+    torch.backends.cudnn.allow_tf32 = tf32
+    assert picked.dtype == expected
+
+
+@pytest.mark.parametrize("name", ["fp16", "tf32"])
+def test_what_needs_cuda_says_so(name):
+    with pytest.raises(UserError, match=f"precision={name} needs a CUDA device; on cpu use fp32 or bf16"):
+        pick_precision(name, CPU)
+
+
+def test_an_unknown_precision_is_told_the_known_ones():
+    with pytest.raises(UserError, match="one of auto, fp32, tf32, bf16, fp16, not 'bf17'"):
+        pick_precision("bf17", CPU)
+
+
+def test_fp32_means_full_float32_products_whatever_was_set_before():
+    torch.set_float32_matmul_precision("medium")
+    pick_precision("fp32", CPU)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_deterministic_refuses_kernels_that_are_not(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    runtime.make_deterministic()
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
+
+
+# ---- Seeds --------------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_depends_on_every_key():
+    keys = [(seed, what, step) for seed in range(3) for what in ("noise", "augmentation") for step in range(50)]
+    keys += [(0, "noise"), (0, "noise", 0, 0), ("0", "noise", 0)]
+    assert len({seed_for(*k) for k in keys}) == len(keys)
+
+
+def test_seeds_are_what_torch_accepts_and_the_same_in_every_process():
+    seeds = [seed_for(0, "noise", step) for step in range(100)]
+    assert all(0 <= s < 2**63 for s in seeds)
+    assert seed_for(0, "noise", 1) == 2376061928063757211  # no PYTHONHASHSEED; a change breaks every resume
+
+
+def test_draws_are_a_function_of_their_keys_alone():
+    first = torch.randn(5, generator=generator_for(0, "noise", 7))
+    torch.manual_seed(99)
+    torch.randn(100)
+    assert torch.equal(first, torch.randn(5, generator=generator_for(0, "noise", 7)))
+    assert not torch.equal(first, torch.randn(5, generator=generator_for(0, "noise", 8)))
+
+
+def test_making_a_generator_leaves_the_global_one_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    generator_for(1, 2, 3)
+    assert torch.equal(torch.rand(1), expected)
+
+
+# ---- Processes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_shares_cover_the_batch_once_in_order(world):
+    rows = [list(range(12))[Processes(rank, world).share(12)] for rank in range(world)]
+    assert list(itertools.chain(*rows)) == list(range(12)) and len({len(r) for r in rows}) == 1
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(UserError, match="batch_size=10 does not divide among 4 processes"):
+        Processes(0, 4).share(10)
+
+
+def test_alone_there_is_nobody_to_talk_to(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    weight = torch.ones(2, requires_grad=True)
+    weight.grad = torch.full((2,), 3.0)
+    with runtime.processes(CPU) as alone:
+        alone.average_gradients([weight])
+        alone.wait()
+        assert alone.leads and alone.any(True, CPU) and not alone.any(False, CPU)
+    assert weight.grad.tolist() == [3.0, 3.0] and not torch.distributed.is_initialized()
+
+
+# ---- Signals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_is_noted_the_second_would_kill_and_handlers_come_back(signum, capsys):
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    with Signals() as signals:
+        assert signals.received is None
+        os.kill(os.getpid(), signum)
+        assert signals.received == signum
+        assert {signal.getsignal(s) for s in before} == {signal.SIG_DFL}
+    assert {s: signal.getsignal(s) for s in before} == before
+    assert "stopping after this step" in capsys.readouterr().out
+
+
+def test_handlers_come_back_after_an_exception():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError), Signals():
+        1 / 0  # noqa: B018
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_interrupted_passes_every_except_exception():
+    assert not issubclass(runtime.Interrupted, Exception)
+    assert str(runtime.Interrupted(signal.SIGTERM)) == "SIGTERM"
+
+
+# ---- One run a folder ---------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):
+    with only_one(tmp_path):
+        with pytest.raises(UserError, match=r"another process is training in .*hydra\.run\.dir="), only_one(tmp_path):
+            pass
+    with only_one(tmp_path):  # free again
+        pass
+
+
+def test_a_failed_run_frees_its_folder(tmp_path):
+    with pytest.raises(ZeroDivisionError), only_one(tmp_path):
+        1 / 0  # noqa: B018
+    with only_one(tmp_path):
+        pass

@@ -1,0 +1,292 @@
+"""`aavae-train` from the outside: what a run leaves behind, how it stops and goes on, what bad input gets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from aavae import build, checkpoint
+from aavae.trainer import Trainer
+
+DEBUG = ("trainer=debug", "hydra.run.dir=run")
+METHODS = ("ae", "vae", "aaae", "aaae_denoise", "aavae", "aavae_mean")
+
+
+def weights(folder: Path | str) -> dict[str, torch.Tensor]:
+    return checkpoint.load(Path(folder) / "last.pt")["model"]
+
+
+def same_bits(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def metrics(folder: str = "run") -> list[dict]:
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---- A run --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_everything_a_researcher_needs(train, tmp_path):
+    ended = train(*DEBUG)
+    assert ended.code == 0, ended.err
+    run = tmp_path / "run"
+    present = {p.name for p in run.iterdir()}
+    assert present >= {
+        "config.yaml", "metrics.jsonl", "status.json", "last.pt", "encoder.safetensors", "reconstructions.png",
+        "results.json",
+    }  # fmt: skip
+    assert OmegaConf.load(run / "config.yaml").optimizer.lr == 0.00025
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    assert (run / "reconstructions.png").read_bytes().startswith(b"\x89PNG")
+    records = json.loads((run / "results.json").read_text())
+    assert {r["feature"] for r in records} == {"h", "pixels", "h_untrained"}
+    assert {r["probe"] for r in records} == {"knn", "linear_cached", "few_label_1", "few_label_5"}
+    for r in records:
+        assert set(r) == {"probe", "feature", "split", "metric", "value", "n", "protocol", "epoch"}
+        assert 0 <= r["value"] <= 1 and r["n"] > 0 and r["protocol"] and r["epoch"] == 2
+    banner = ended.out.split("epoch 0.5/2")[0]
+    assert all(word in banner for word in ("cpu", "fp32", "815,844 parameters", "16 steps", "run"))
+    assert len(banner.splitlines()) <= 12
+
+
+def test_the_logged_names_are_those_promised(train):
+    train(*DEBUG)
+    names = {key.removeprefix("val/") for row in metrics() for key in row if key.startswith("val/")}
+    assert names >= {
+        "loss", "nll", "kl", "neg_elbo", "log_px_iw", "bpd_raw", "bpd_8bit", "cos_sim", "kl_augmentation", "sigma_mean",
+        "mu_norm", "snr", "active_units", "knn",
+    }  # fmt: skip
+
+
+def test_without_the_clean_pass_agreement_is_measured_at_validation_only(train):
+    train(*DEBUG, "trainer.clean_pass=off")
+    training = [row for row in metrics() if "train/loss" in row]
+    assert training and not any("train/cos_sim" in row or "train/kl_augmentation" in row for row in training)
+    assert any("val/cos_sim" in row and "val/kl_augmentation" in row for row in metrics())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_names_itself(train, method):
+    ended = train(*DEBUG, f"method={method}", "trainer.max_steps=2", "probe=knn")
+    assert ended.code == 0, ended.err
+    assert f"method      {method}" in ended.out
+
+
+def test_zero_epochs_judge_the_untrained_encoder(train):
+    assert train(*DEBUG, "epochs=0").code == 0
+    values = {(r["probe"], r["feature"], r["split"]): r for r in json.loads(Path("run/results.json").read_text())}
+    assert values["knn", "h", "test"]["epoch"] == 0
+    assert ("knn", "h_untrained", "test") in values
+
+
+def test_images_without_labels_are_scored_by_their_validation_loss(train, tmp_path):
+    images = build.dataset(build.compose(["dataset=synthetic"]))["pretrain"].images[:64]
+    (tmp_path / "photos").mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "photos" / f"{i}.png")
+    ended = train(*DEBUG, "dataset=image_folder", "dataset.path=photos", "dataset.image_size=16", "batch_size=16")
+    assert ended.code == 0, ended.err
+    [result] = json.loads(Path("run/results.json").read_text())
+    assert result["metric"] == "loss" and result["split"] == "pretrain_val"
+    assert json.loads(Path("run/status.json").read_text())["score"] == pytest.approx(-result["value"])
+
+
+def test_the_released_step_is_one_word(train):
+    assert train(*DEBUG, "+trainer=reference").code == 2  # a second choice for the group is refused
+    assert train("trainer=reference", "--cfg", "job").code == 0
+    cfg = build.compose(["trainer=reference"])
+    assert cfg.precision == "fp32" and not cfg.trainer.channels_last and cfg.decoder.skip_order == "official"
+
+
+# ---- Stopping and going on ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["aavae", "ae"])
+def test_a_run_stopped_by_a_signal_continues_to_the_same_bits(train, monkeypatch, method):
+    assert train("trainer=debug", "hydra.run.dir=whole", f"method={method}").code == 0
+    step = Trainer.train_step
+
+    def interrupted_step(self, *args, **kwargs):
+        terms = step(self, *args, **kwargs)
+        if self.step == 5:  # in the middle of the first epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+        return terms
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted_step)
+    ended = train(*DEBUG, f"method={method}")
+    assert ended.code == 128 + signal.SIGTERM
+    assert f"aavae-train trainer=debug hydra.run.dir=run method={method}" in ended.out
+    assert json.loads(Path("run/status.json").read_text())["state"] == "interrupted"
+    monkeypatch.setattr(Trainer, "train_step", step)
+    ended = train(*DEBUG, f"method={method}")
+    assert ended.code == 0 and "from step 5" in ended.out
+    assert same_bits(weights("run"), weights("whole"))
+    steps = [row["step"] for row in metrics()]
+    assert steps == sorted(steps) and steps[-1] == 16
+
+
+def test_a_run_killed_in_mid_epoch_continues_to_the_same_bits(train, tmp_path):
+    arguments = ("trainer=debug", "epochs=30", "trainer.validate_every=0", "probe=knn")
+    assert train(*arguments, "hydra.run.dir=whole").code == 0
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "aavae.train", *arguments, f"hydra.run.dir={killed}"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not (killed / "previous.pt").exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert checkpoint.find(killed)[0]["step"] < 240
+    ended = train(*arguments, f"hydra.run.dir={killed}")
+    assert ended.code == 0 and "from step" in ended.out
+    assert same_bits(weights(killed), weights("whole"))
+
+
+def test_a_truncated_checkpoint_is_replaced_by_the_one_before(train):
+    assert train(*DEBUG).code == 0
+    expected = weights("run")
+    last = Path("run/last.pt")
+    last.write_bytes(last.read_bytes()[:1000])
+    Path("run/results.json").unlink()
+    ended = train(*DEBUG)
+    assert ended.code == 0
+    assert "last.pt cannot be read; continuing from previous.pt" in ended.out
+    assert same_bits(weights("run"), expected)
+
+
+def test_a_finished_run_shows_its_results_again(train):
+    train(*DEBUG)
+    ended = train(*DEBUG)
+    assert ended.code == 0 and "is finished" in ended.out and "raw pixels" in ended.out
+
+
+def test_a_constant_schedule_is_extended_and_another_is_not(train):
+    assert train(*DEBUG, "epochs=1").code == 0
+    ended = train(*DEBUG, "epochs=2")
+    assert ended.code == 0 and "from step 8" in ended.out
+    assert train("trainer=debug", "hydra.run.dir=whole").code == 0
+    assert same_bits(weights("run"), weights("whole"))
+    assert train(*DEBUG, "epochs=1").code == 2
+    assert train("trainer=debug", "hydra.run.dir=cosine", "schedule=cosine", "epochs=1").code == 0
+    ended = train("trainer=debug", "hydra.run.dir=cosine", "schedule=cosine", "epochs=2")
+    assert ended.code == 2 and "only schedule=constant can be extended" in ended.err
+
+
+def test_another_run_in_the_same_folder_is_refused_by_name(train):
+    assert train(*DEBUG, "trainer.max_steps=2").code == 0
+    ended = train(*DEBUG, "latent_dim=4")
+    assert ended.code == 2 and "latent_dim=8 (now 4)" in ended.err and "resume=never" in ended.err
+    assert train(*DEBUG, "latent_dim=4", "resume=never", "trainer.max_steps=2").code == 0
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(train):
+    assert train(*DEBUG, "trainer.max_steps=2", "probe=knn").code == 0
+    ended = train("trainer=debug", "hydra.run.dir=other", "latent_dim=4", "resume=run")
+    assert ended.code == 2 and "does not fit this model" in ended.err and "projection.mu.weight" in ended.err
+    Path("broken.pt").write_bytes(Path("run/last.pt").read_bytes()[:500])
+    ended = train("trainer=debug", "hydra.run.dir=other", "resume=broken.pt")
+    assert ended.code == 2 and "truncated" in ended.err
+    assert not Path("other").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(train):
+    assert train(*DEBUG, "epochs=1").code == 0
+    good = weights("run")
+    ended = train("trainer=debug", "hydra.run.dir=bad", "optimizer.lr=1e30", "schedule.warmup_epochs=0")
+    assert ended.code == 2 and "between steps" in ended.err
+    assert json.loads(Path("bad/status.json").read_text())["state"] == "failed"
+    assert all(torch.isfinite(t).all() for t in good.values())
+    if Path("bad/last.pt").exists():
+        assert all(torch.isfinite(t).all() for t in weights("bad").values())
+
+
+# ---- Bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("bath_size=64", "did you mean batch_size"),
+        ("+bath_size=64", "did you mean batch_size"),
+        ("++bath_size=64", "did you mean batch_size"),
+        ("beta=1", "did you mean loss.beta"),
+        ("encoder=resnet51", "resnet18, resnet34, resnet50"),
+        ("method=aave", "did you mean aavae"),
+        ("batch_size=many", "whole number"),
+        ("batch_size=0", "batch_size must be 2 or more"),
+        ("batch_size=1000", "larger than the training set of 256"),
+        ("latent_dim=0", "latent_dim must be 1 or more"),
+        ("loss.beta=-1", "loss.beta must be 0 or more"),
+        ("dataset.image_size=20", "multiple of 8"),
+        ("epochs=-1", "epochs must be 0 or more"),
+        ("optimizer.lr=-1", "optimizer.lr must be 0 or more"),
+        ("trainer.clip=0", "trainer.clip must be positive"),
+        ("precision=fp8", "auto, fp32, tf32, bf16, fp16"),
+        ("device=cuda:99", "cuda:99"),
+        ("device=abacus", "auto, cpu, cuda"),
+        ("dataset=cifar10 dataset.path=nowhere.zip", "nowhere.zip does not exist"),
+        ("resume=nowhere.pt", "there is no checkpoint nowhere.pt"),
+        ("~loss.beta", "cannot be deleted"),
+        ("experiment=digits -m seed=0,1 bath_size=3", "did you mean batch_size"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_leaves_nothing(train, tmp_path, override, says):
+    ended = train(*DEBUG, *override.split())
+    assert ended.code == 2
+    assert says in ended.err and "Traceback" not in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_of_other_peoples_constructors_may_be_added(train):
+    ended = train(*DEBUG, "+optimizer.kwargs.amsgrad=true", "trainer.max_steps=1", "probe=knn")
+    assert ended.code == 0, ended.err
+    ended = train("trainer=debug", "+optimizer.kwargs.amsgrd=true")
+    assert ended.code == 2 and "amsgrd" in ended.err
+
+
+# ---- Dry runs and sweeps ------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_estimates_and_writes_nothing(train, tmp_path):
+    ended = train("trainer=debug", "dry_run=true")
+    assert ended.code == 0
+    assert all(word in ended.out for word in ("16 (2 epochs of 8)", "memory", "time"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(train, tmp_path):
+    jobs = ("-m", "trainer=debug", "sweep.name=lengths", "trainer.max_steps=1", "probe=knn", "batch_size=16,9999,32")
+    ended = train(*jobs)
+    assert ended.code == 1
+    assert "batch_size=9999 is larger than the training set" in ended.err and "1 job(s) failed" in ended.err
+    finished = sorted(p.parent.name for p in tmp_path.glob("multirun/lengths/*/results.json"))
+    identities = [
+        build.identity(build.plain(build.compose(["trainer=debug", f"batch_size={b}"]))) for b in (16, 32)
+    ]
+    assert finished == sorted(identities)
+
+
+def test_identity_ignores_what_does_not_change_the_weights():
+    def identity(*overrides):
+        return build.identity(build.plain(build.compose(["trainer=debug", *overrides])))
+
+    for same in ("device=cpu", "epochs=9", "logger=wandb", "data_dir=elsewhere", "resume=never", "trainer.log_every=1"):
+        assert identity(same) == identity(), same
+    for other in ("seed=1", "latent_dim=9", "method=vae", "optimizer.lr=1", "augmentation.strength=0.1"):
+        assert identity(other) != identity(), other
+
+
+def test_default_folders_are_named_by_identity(train, tmp_path):
+    assert train("trainer=debug", "trainer.max_steps=1", "probe=knn").code == 0
+    [folder] = (tmp_path / "outputs").iterdir()
+    assert folder.name == build.identity(build.plain(build.compose(["trainer=debug"])))
