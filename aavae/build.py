@@ -44,6 +44,9 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Dic
         raise UserError(f"cannot read the overrides: {_one_line(error)}") from error
     parsed = [o for o in parsed if not o.key_or_group.startswith("hydra.")]
     groups = tuple(o.input_line for o in parsed if _is_group(o))
+    for override in parsed:
+        if _is_group(override) and (override.is_add() or override.is_force_add()):
+            raise UserError(f"write {override.input_line.lstrip('+')}, without the +: there is one choice a group")
     searchpath = tuple(o for o in overrides if o.startswith("hydra."))
     schema = _compose(groups + searchpath)
     for override in parsed:

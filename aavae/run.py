@@ -42,7 +42,7 @@ class Run:
         with only_one(self.folder) if leads else contextlib.nullcontext():
             remembered = self._resume()
             if (records := self._finished()) is not None:
-                self.reporter.say(f"{self.folder} is finished ({self.trainer.epoch:g} epochs); its results:")
+                self.reporter.say(f"{self._shown_folder()} is finished ({self.trainer.epoch:g} epochs); its results:")
                 self.reporter.console.print(results_table(records))
                 return self.trainer.score
             logger = build.loggers(self.cfg, self.folder, remembered, self.trainer.step, self.name, self.group, leads)
@@ -130,7 +130,11 @@ class Run:
         say(f"device      {where}{threads}{several}, {t.precision.name}")
         start = f", from step {t.step:,}" if t.step else ""
         say(f"training    {t.total_steps:,} steps: {cfg['epochs']} epochs of {t.loader.steps_per_epoch}{start}")
-        say(f"folder      {self.folder}")
+        say(f"folder      {self._shown_folder()}")
+
+    def _shown_folder(self) -> Path:
+        here = Path.cwd()
+        return self.folder.relative_to(here) if self.folder.is_relative_to(here) else self.folder
 
     # ---- End ------------------------------------------------------------------------------------------------------
 
@@ -150,9 +154,9 @@ class Run:
         self._save_encoder()
         records = []
         if t.dataset.labelled:
+            self.reporter.say(f"probing     {', '.join(self.config['probe'])}")
             for representation in self.representations():
                 for probe in build.probes(self.cfg):
-                    self.reporter.say(f"probing {representation.name}: {type(probe).__name__}")
                     records += probe.run(representation, t.dataset)
         else:
             loss = t.inspector.validation_loss()
@@ -168,7 +172,7 @@ class Run:
         t.score = scores[0] if scores else t.score
         if t.dataset.labelled:
             self.reporter.console.print(results_table(records))
-        self.reporter.say(f"evaluated in {duration(time.monotonic() - began)}; all in {self.folder}")
+        self.reporter.say(f"evaluated in {duration(time.monotonic() - began)}; all in {self._shown_folder()}")
 
     def _save_encoder(self) -> None:
         t = self.trainer

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import multiprocessing
 import pickle
 import threading
 import urllib.error
@@ -756,6 +757,8 @@ def test_damaged_image_in_a_worker_is_the_same_sentence(tmp_path, workers):
         list(data["train"].batches(4))
     assert str(error.value).startswith("the image ") and ".png" in str(error.value)
     assert "\n" not in str(error.value)
+    # Workers left to the garbage collector are waited for, five seconds each.
+    assert not multiprocessing.active_children()
 
 
 def test_streamed_fingerprint_changes_with_the_images(tmp_path):

@@ -188,9 +188,8 @@ def test_interrupted_passes_every_except_exception():
 
 
 def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):
-    with only_one(tmp_path):
-        with pytest.raises(UserError, match=r"another process is training in .*hydra\.run\.dir="), only_one(tmp_path):
-            pass
+    with only_one(tmp_path), pytest.raises(UserError, match=r"another process .*hydra\.run\.dir="), only_one(tmp_path):
+        pass
     with only_one(tmp_path):  # free again
         pass
 
