@@ -242,7 +242,9 @@ class SimCLR(Pipeline):
             raise UserError(f"augmentation.strength must lie between 0 and 1.25, not {strength}")
         for name, pair, most in (("scale", scale, 1.0), ("ratio", ratio, 1e3), ("blur_sigma", blur_sigma, 1e3)):
             if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most:
-                raise UserError(f"augmentation.{name} must be two rising positive numbers up to {most:g}, not {list(pair)}")
+                raise UserError(
+                    f"augmentation.{name} must be two rising positive numbers up to {most:g}, not {list(pair)}"
+                )
         self.strength, self.scale, self.ratio, self.blur_sigma = strength, scale, ratio, blur_sigma
         self.flip_p, self.jitter_p = _probability("flip_p", flip_p), _probability("jitter_p", jitter_p)
         self.grayscale_p, self.blur_p = _probability("grayscale_p", grayscale_p), _probability("blur_p", blur_p)
@@ -333,7 +335,12 @@ class Digits(Pipeline):
         for name, value in (("scale", scale), ("contrast", contrast)):
             if not 0 <= value < 1:
                 raise UserError(f"augmentation.{name} must lie in [0, 1), not {value}")
-        for name, value, most in (("rotation", rotation, 360), ("shift", shift, 1), ("shear", shear, 89), ("noise", noise, 1)):
+        for name, value, most in (
+            ("rotation", rotation, 360),
+            ("shift", shift, 1),
+            ("shear", shear, 89),
+            ("noise", noise, 1),
+        ):
             if not 0 <= value <= most:
                 raise UserError(f"augmentation.{name} must lie between 0 and {most}, not {value}")
         self.rotation, self.shear = math.radians(rotation), math.radians(shear)

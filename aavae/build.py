@@ -178,10 +178,7 @@ def _component(node, facts: object = None, **arguments):
     from aavae.checkpoint import component
 
     node = node if isinstance(node, dict) else OmegaConf.to_container(node, resolve=True)
-    try:
-        return component(_ask(node, facts), FOREIGN, **arguments)
-    except TypeError as error:
-        raise UserError(f"{node.get('_target_')}: {error}") from error
+    return component(_ask(node, facts), FOREIGN, **arguments)
 
 
 def _ask(node: dict, facts: object) -> dict:
@@ -238,26 +235,20 @@ def model(cfg: DictConfig, data=None):
     return built
 
 
-def probes(cfg: DictConfig) -> list:
-    """The probes of the final evaluation."""
-    return [_component(node) for node in cfg.probe.values()]
+def probes(cfg: DictConfig, data=None) -> list:
+    """The probes of the final evaluation; with `data`, refusing now what they could not do on it then."""
+    built = [_component(node) for node in cfg.probe.values()]
+    for probe in built:
+        if data is not None and data.labelled and hasattr(probe, "check"):
+            probe.check(data)
+    return built
 
 
-def loggers(
-    cfg: DictConfig, folder: Path, state: dict, step: int, name: str | None, group: str | None, leads: bool = True
-):
-    """`metrics.jsonl` and what the logger group asks for; `state` is what they had remembered in the checkpoint.
-
-    Of several processes only the one that `leads` logs.
-    """
+def loggers(cfg: DictConfig):
+    """`metrics.jsonl` and what the logger group asks for, not yet started."""
     from aavae.loggers import Loggers, MetricsFile
 
-    built = {"metrics": MetricsFile(folder, step)} if leads else {}
-    for kind, node in cfg.logger.items() if leads else ():
-        built[kind] = _component(
-            node, folder=folder, config=plain(cfg), name=name, group=group, state=state.get(kind, {})
-        )
-    return Loggers(built)
+    return Loggers({"metrics": MetricsFile(), **{name: _component(node) for name, node in cfg.logger.items()}})
 
 
 def trainer(cfg: DictConfig, processes=None):

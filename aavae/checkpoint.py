@@ -1,8 +1,10 @@
 """Checkpoints are data: written atomically, loaded without executing anything, built into models without Hydra."""
 
+import contextlib
 import importlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import safetensors
@@ -23,30 +25,45 @@ ARCHITECTURES = ("aavae.encoders.", "aavae.decoders.")
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a file whole or not at all: to a temporary name, flushed to disk, renamed."""
+    with _whole(path) as handle:
+        handle.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def _whole(path: Path):
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as handle:
-            handle.write(data.encode() if isinstance(data, str) else data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save(path: Path, state: dict) -> None:
-    """Save a checkpoint atomically; the `last.pt` before it is kept as `previous.pt`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as handle:
-            torch.save(state | {"format": FORMAT}, handle)
+            yield handle
             handle.flush()
             os.fsync(handle.fileno())
         if path.name == LAST and path.exists():
             os.replace(path, path.with_name(PREVIOUS))
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise UserError(f"cannot write {path}: {cause}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save(path: Path, state: dict) -> None:
+    """Save a checkpoint atomically; the `last.pt` before it is kept as `previous.pt`.
+
+    Raises UserError where it cannot be written; what was there before then still is.
+    """
+    with _whole(path) as handle:
+        torch.save(state | {"format": FORMAT}, handle)
+
+
+def keep(folder: Path, name: str) -> None:
+    """Keep what is now `last.pt` under another name as well, without writing it twice where the disk has hard links."""
+    target = folder / name
+    target.unlink(missing_ok=True)
+    try:
+        os.link(folder / LAST, target)
+    except OSError:
+        shutil.copyfile(folder / LAST, target)
 
 
 def load(path: Path) -> dict:
@@ -76,14 +93,18 @@ def find(folder: Path) -> tuple[dict | None, str | None]:
 
     older = sorted(folder.glob("epoch_*.pt"), key=epoch_of, reverse=True)
     candidates = [p for p in (folder / LAST, folder / PREVIOUS, *older) if p.exists()]
+    good: dict[str, dict] = {}
     for path in candidates:
-        try:
-            state = load(path)
-        except UserError:
-            continue
-        if path == candidates[0]:
-            return state, None
-        return state, f"{candidates[0].name} cannot be read; continuing from {path.name} (step {state['step']})"
+        with contextlib.suppress(UserError):
+            good[path.name] = load(path)
+        if path.name in good and path.name != PREVIOUS:  # a kept epoch may be newer than previous.pt
+            break
+    if good:
+        name = max(good, key=lambda n: good[n]["step"])
+        if name == LAST:
+            return good[name], None
+        what = "cannot be read" if (folder / LAST).exists() else "is missing"
+        return good[name], f"{LAST} {what}; continuing from {name} (step {good[name]['step']})"
     if candidates:
         raise UserError(
             f"no checkpoint in {folder} can be read ({', '.join(p.name for p in candidates)}); "
@@ -115,26 +136,35 @@ def component(node: dict, allowed: tuple[str, ...] = ARCHITECTURES, **facts) -> 
 
     Raises UserError for a target outside the `allowed` module prefixes: a checkpoint may not name just any function.
     """
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise UserError(f"{node!r} does not name what is to be built as _target_")
     arguments = {k: v for k, v in node.items() if k != "_target_"} | facts
-    target = str(node.get("_target_"))
-    if not target.startswith(allowed):
-        raise UserError(f"{target} is not among the modules a model may be built from ({', '.join(allowed)})")
+    target = str(node["_target_"])
     module, _, name = target.rpartition(".")
+    refusal = f"{target} is not among what a model may be built from ({'*, '.join(allowed)}*)"
+    if not target.startswith(allowed) or name.startswith("_"):
+        raise UserError(refusal)
     try:
         build = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"there is no {target} ({error})") from error
-    return build(**arguments)
+    if allowed == ARCHITECTURES and getattr(build, "__module__", None) != module:
+        raise UserError(refusal)  # what such a module has imported is not its own to offer
+    try:
+        return build(**arguments)
+    except TypeError as error:
+        raise UserError(f"{target} cannot be built: {error}") from error
 
 
 def assemble(architecture: dict, allowed: tuple[str, ...] = ARCHITECTURES) -> AutoEncoder:
     """The model that an `architecture` (plain dict: encoder, decoder, and the arguments of AutoEncoder) describes."""
     arguments = dict(architecture)
-    encoder = component(arguments.pop("encoder"), allowed)
-    decoder = component(
-        arguments.pop("decoder"), allowed, latent_dim=arguments["latent_dim"], hidden_dim=encoder.output_dim
-    )
-    return AutoEncoder(encoder, decoder, **arguments)
+    try:
+        encoder = component(arguments.pop("encoder"), allowed)
+        facts = {"latent_dim": arguments["latent_dim"], "hidden_dim": encoder.output_dim}
+        return AutoEncoder(encoder, component(arguments.pop("decoder"), allowed, **facts), **arguments)
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"no model can be built from this description: {type(error).__name__} {error}") from error
 
 
 def save_encoder(path: Path, encoder: nn.Module, facts: dict) -> None:
@@ -159,10 +189,18 @@ def load_model(path: str | Path) -> AutoEncoder:
     path = _located(path, (LAST, PREVIOUS))
     if path.suffix == ".safetensors":
         raise UserError(f"{path} holds an encoder only; load it with load_encoder, or give a checkpoint")
+    return _model_of(path)[0].eval()
+
+
+def _model_of(path: Path) -> tuple[AutoEncoder, dict]:
     state = load(path)
+    if missing := [k for k in ("architecture", "model", "mean", "std") if k not in state]:
+        raise UserError(f"{path} is not a checkpoint of a run: it has no {', '.join(missing)}")
+    if not isinstance(state["architecture"], dict):
+        raise UserError(f"{path} does not describe its model")
     model = assemble(state["architecture"])
     fit_state(model, state["model"], str(path))
-    return model.eval()
+    return model, state
 
 
 def load_encoder(path: str | Path) -> nn.Module:
@@ -173,9 +211,7 @@ def load_encoder(path: str | Path) -> nn.Module:
     """
     path = _located(path, ("encoder.safetensors", LAST, PREVIOUS))
     if path.suffix != ".safetensors":
-        state = load(path)
-        model = assemble(state["architecture"])
-        fit_state(model, state["model"], str(path))
+        model, state = _model_of(path)
         encoder, mean, std = model.encoder, state["mean"], state["std"]
     else:
         try:

@@ -26,7 +26,7 @@ class Reporter:
 
     def __init__(self, quiet: bool = False, seconds: float = 10.0):
         self.quiet, self.seconds = quiet, seconds
-        self.console = Console(file=sys.stdout, highlight=False, quiet=quiet, soft_wrap=True)
+        self.console = Console(file=sys.stdout, highlight=False, emoji=False, quiet=quiet, soft_wrap=True)
         self._progress: Progress | None = None
         self._said = 0.0
 

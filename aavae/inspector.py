@@ -74,6 +74,8 @@ class Inspector:
         n = min(self.recalibration_images, len(self.dataset["pretrain"]))
         with self.precision.autocast():
             for images in self.dataset["pretrain"].take(torch.arange(n)).batches(min(500, n)):
+                if len(images) < 2:
+                    continue  # one image has no variance
                 yield self.dataset.normalize(self.dataset.target(to_float(images.to(self.device))))
 
     def probe_encoder(self) -> nn.Module:

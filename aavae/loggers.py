@@ -1,27 +1,43 @@
 """Where numbers and pictures go: `metrics.jsonl` always, Weights & Biases where asked for."""
 
+import dataclasses
 import json
 import math
 import os
 import sys
 from pathlib import Path
 
+from aavae.checkpoint import write_atomically
+from aavae.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+    """What a logger is told when a run starts or goes on: where, from which step, under which names."""
+
+    folder: Path
+    step: int = 0
+    config: dict = dataclasses.field(default_factory=dict)
+    name: str | None = None
+    group: str | None = None
+    remembered: dict = dataclasses.field(default_factory=dict)
+
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object per line, `step` and `epoch` first; a resumed run drops what lies after its step."""
+    """`metrics.jsonl`: one JSON object per line, `step` and `epoch` first."""
 
-    def __init__(self, folder: Path, step: int = 0):
-        self.path = folder / "metrics.jsonl"
-        kept = []
-        if self.path.exists() and step > 0:
-            for line in self.path.read_text().splitlines():
+    def start(self, run: Beginning) -> None:
+        """Open the file; what a resumed run wrote after its checkpoint is dropped, as it will be written again."""
+        path, kept = run.folder / "metrics.jsonl", []
+        if path.exists() and run.step > 0:
+            for line in path.read_text().splitlines():
                 try:
-                    if json.loads(line)["step"] <= step:
+                    if json.loads(line)["step"] <= run.step:
                         kept.append(line)
                 except (json.JSONDecodeError, KeyError):
                     break  # the line that was being written when the process died
-        self.path.write_text("".join(f"{line}\n" for line in kept))
-        self._handle = open(self.path, "a", buffering=1)  # noqa: SIM115 (closed by close)
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
+        self._handle = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
 
     def log(self, metrics: dict[str, float], step: int, epoch: float) -> None:
         """Append one line; what is not finite is written as null."""
@@ -44,43 +60,39 @@ class MetricsFile:
 
 
 class WandB:
-    """A Weights & Biases run; offline where nobody is logged in or the server cannot be reached, which is said once."""
+    """A Weights & Biases run; offline where nobody is logged in or the server cannot be reached, which is said once.
+
+    Raises UserError for an unknown `mode`.
+    """
 
     def __init__(
         self,
-        folder: Path,
-        config: dict,
-        name: str | None,
-        group: str | None,
-        state: dict,
         project: str = "aavae",
         entity: str | None = None,
         mode: str | None = None,
         tags: list[str] | None = None,
         job_type: str = "pretrain",
     ):
+        mode = mode or os.environ.get("WANDB_MODE")
+        if mode not in (None, "online", "offline", "disabled"):
+            raise UserError(f"logger.wandb.mode must be online, offline, disabled or null, not {mode!r}")
+        self.mode = mode
+        self.arguments = {"project": project, "entity": entity, "tags": tags, "job_type": job_type}
+
+    def start(self, run: Beginning) -> None:
+        """Begin the run, or continue the one the checkpoint remembers."""
         import wandb
 
-        self._wandb = wandb
-        arguments = {
-            "project": project,
-            "entity": entity,
-            "dir": str(folder),
-            "config": config,
-            "name": name,
-            "group": group,
-            "job_type": job_type,
-            "tags": tags,
-            "id": state.get("id"),
-            "resume": "allow" if state.get("id") else None,
+        self._wandb, mode = wandb, self.mode
+        arguments = self.arguments | {
+            "dir": str(run.folder), "config": run.config, "name": run.name, "group": run.group,
+            "id": run.remembered.get("id"), "resume": "allow" if run.remembered.get("id") else None,
             "reinit": "finish_previous",
-        }
-        mode = mode or os.environ.get("WANDB_MODE")
-        if mode is None and not wandb.api.api_key:
+        }  # fmt: skip
+        wandb.setup(wandb.Settings(silent=True))
+        if mode in (None, "online") and not wandb.login(prompt=False, verify=False):
             mode = "offline"
-            print(
-                f"Weights & Biases: not logged in, so the run is kept in {folder / 'wandb'} (wandb login; wandb sync)"
-            )
+            print(f"Weights & Biases: not logged in; the run is kept in {run.folder / 'wandb'} for wandb sync")
         try:
             self.run = wandb.init(mode=mode, settings=self._settings(), **arguments)
         except (wandb.errors.CommError, wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
@@ -118,10 +130,15 @@ class WandB:
 
 
 class Loggers:
-    """Several loggers as one."""
+    """Several loggers as one, by name."""
 
     def __init__(self, loggers: dict):
         self._loggers = loggers
+
+    def start(self, run: Beginning) -> None:
+        """Start all; each is told what it had remembered in the checkpoint."""
+        for name, logger in self._loggers.items():
+            logger.start(dataclasses.replace(run, remembered=run.remembered.get(name, {})))
 
     def log(self, metrics: dict[str, float], step: int, epoch: float) -> None:
         """Log scalars everywhere."""

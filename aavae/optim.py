@@ -1,6 +1,7 @@
 """Optimizers by name, parameter groups, and the linear scaling rule."""
 
 import inspect
+import math
 
 import timm.optim
 import torch
@@ -56,10 +57,11 @@ def optimizer(
     """
     if name not in OPTIMIZERS:
         raise UserError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}, not {name!r}")
-    if lr < 0:
-        raise UserError(f"optimizer.lr must be 0 or more, not {lr}")
-    if weight_decay < 0:
-        raise UserError(f"optimizer.weight_decay must be 0 or more, not {weight_decay}")
+    for key, value in (("lr", lr), ("weight_decay", weight_decay)):
+        if not 0 <= value < math.inf:
+            raise UserError(f"optimizer.{key} must be 0 or more, not {value}")
+        if key in (kwargs or {}):
+            raise UserError(f"write optimizer.{key}=, not optimizer.kwargs.{key}=")
     build = OPTIMIZERS[name]
     accepted = inspect.signature(build).parameters
     kwargs = dict(kwargs or {})

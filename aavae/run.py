@@ -13,6 +13,7 @@ from aavae import build, checkpoint
 from aavae.checkpoint import write_atomically
 from aavae.console import Reporter, duration, results_table
 from aavae.errors import UserError
+from aavae.loggers import Beginning, Loggers
 from aavae.probes import Representation, images_to, record
 from aavae.runtime import Signals, only_one
 from aavae.trainer import Trainer
@@ -45,9 +46,9 @@ class Run:
                 self.reporter.say(f"{self._shown_folder()} is finished ({self.trainer.epoch:g} epochs); its results:")
                 self.reporter.console.print(results_table(records))
                 return self.trainer.score
-            logger = build.loggers(self.cfg, self.folder, remembered, self.trainer.step, self.name, self.group, leads)
-            failed = True
+            logger, failed = build.loggers(self.cfg) if leads else Loggers({}), True
             try:
+                logger.start(Beginning(self.folder, self.trainer.step, self.config, self.name, self.group, remembered))
                 self._write("config.yaml", build.to_yaml(self.cfg))
                 self._status("running")
                 self._banner()
@@ -73,6 +74,8 @@ class Run:
     def _resume(self) -> dict:
         """Put the trainer where `resume` says; returns what the loggers remembered."""
         how = str(self.cfg.resume)
+        for stale in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            stale.unlink(missing_ok=True)
         if how == "never":
             for pattern in (checkpoint.LAST, checkpoint.PREVIOUS, "epoch_*.pt", "results.json"):
                 for stale in self.folder.glob(pattern):

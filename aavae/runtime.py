@@ -25,7 +25,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, not {name!r}") from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -170,7 +170,8 @@ class Signals:
 
     def _note(self, signum, frame):
         self.received = signum
-        print("\nstopping after this step; again to stop at once, losing the steps since the last save", flush=True)
+        # Not print: a signal may arrive in the middle of one.
+        os.write(2, b"\nstopping after this step; again to stop at once, losing the steps since the last save\n")
         for s in (signal.SIGINT, signal.SIGTERM):
             signal.signal(s, signal.SIG_DFL)
 

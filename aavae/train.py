@@ -54,7 +54,7 @@ def _main(argv: list[str]) -> int:
         return _launch(_Task())
     with _processes(cfg) as processes:
         # Built before Hydra creates a folder, so that bad input leaves nothing behind.
-        trainer = build.trainer(cfg, processes)
+        trainer = _build(cfg, processes)
         if cfg.dry_run:
             from aavae.estimate import print_estimate
 
@@ -97,6 +97,13 @@ def _processes(cfg: DictConfig):
         yield processes
 
 
+def _build(cfg: DictConfig, processes):
+    trainer = build.trainer(cfg, processes)
+    build.probes(cfg, trainer.dataset)  # what they cannot do is said now, not after hours
+    build.loggers(cfg)
+    return trainer
+
+
 class _Task:
     """What Hydra runs in each job's folder; it remembers failures, which Hydra would print with its own traceback."""
 
@@ -111,7 +118,7 @@ class _Task:
         sweeping = job.mode is not None and job.mode.name == "MULTIRUN"
         try:
             with _processes(cfg) if sweeping else contextlib.nullcontext() as processes:
-                trainer = self.trainer or build.trainer(cfg, processes)
+                trainer = self.trainer or _build(cfg, processes)
                 from aavae.run import Run
 
                 group = Path(job.sweep.dir).name if sweeping else None
@@ -132,7 +139,8 @@ class _Task:
             traceback.print_exc()
             print(f"aavae-train: job {job.job.num} ({job.job.override_dirname}) failed: {error}", file=sys.stderr)
         finally:
-            if folder.is_dir() and not any(folder.iterdir()):
+            if folder.is_dir() and {p.name for p in folder.iterdir()} <= {".lock"}:  # nothing was begun
+                (folder / ".lock").unlink(missing_ok=True)
                 folder.rmdir()
         self.failed += 1
         return None

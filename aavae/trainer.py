@@ -2,6 +2,7 @@
 
 import copy
 import math
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -69,6 +70,11 @@ class Trainer:
             ("trainer.log_every", log_every, 1),
             ("trainer.validate_every", validate_every, 0),
             ("trainer.val_samples", val_samples, 1),
+            ("trainer.recalibration_images", recalibration_images, 2),
+            ("trainer.knn_images", knn_images, 1),
+            ("trainer.save_minutes", save_minutes, 0),
+            ("trainer.max_steps", 0 if max_steps is None else max_steps, 0),
+            ("trainer.checkpoint_epochs", min(checkpoint_epochs, default=1), 1),
         ):
             if value < least:
                 raise UserError(f"{name} must be {least} or more, not {value}")
@@ -207,6 +213,8 @@ class Trainer:
         finally:
             reporter.stop()
         self.save()
+        if self.processes.any(signals.received is not None, self.device):  # it came while the last epoch was closed
+            raise Interrupted(signals.received or signal.SIGTERM)
 
     def _run_epoch(self, signals: Signals) -> None:
         epoch, first = divmod(self.step, self.loader.steps_per_epoch)
@@ -224,7 +232,7 @@ class Trainer:
                 self.save()
             if stop:
                 self.save()
-                raise Interrupted(signals.received)
+                raise Interrupted(signals.received or signal.SIGTERM)
             if self.step >= self.total_steps:
                 return
 
@@ -272,15 +280,17 @@ class Trainer:
         self.processes.wait()
         self.closed = True
         if epoch in self.checkpoint_epochs:
-            self.save(f"epoch_{epoch}.pt")
-        if last or time.monotonic() - self._saved >= 60 * self.save_minutes:
+            self.save()
+            if self.processes.leads:
+                checkpoint.keep(self.folder, f"epoch_{epoch}.pt")
+        elif last or time.monotonic() - self._saved >= 60 * self.save_minutes:
             self.save()
         self._mark = (time.monotonic(), self.step)
 
     # ---- State ----------------------------------------------------------------------------------------------------
 
-    def save(self, name: str = checkpoint.LAST) -> None:
-        """Write a checkpoint of everything that cannot be derived from (seed, step)."""
+    def save(self) -> None:
+        """Write `last.pt`: a checkpoint of everything that cannot be derived from (seed, step)."""
         if self.processes.leads:
             broken = [n for n, p in self.model.named_parameters() if not torch.isfinite(p).all()]
             if broken:
@@ -298,7 +308,7 @@ class Trainer:
                 "std": list(self.dataset.std),
                 "loggers": self.logger.state(),
             }
-            checkpoint.save(self.folder / name, state | self.facts)
+            checkpoint.save(self.folder / checkpoint.LAST, state | self.facts)
         self.processes.wait()
         self._saved = time.monotonic()
 

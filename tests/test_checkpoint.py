@@ -308,7 +308,7 @@ def test_loading_the_wrong_kind_of_file_says_what_it_is(run, tmp_path_factory):
     ],
 )
 def test_a_checkpoint_cannot_name_another_function(target):
-    with pytest.raises(UserError, match=r"is not among the modules|there is no"):
+    with pytest.raises(UserError, match=r"is not among what|there is no"):
         checkpoint.component({"_target_": target})
 
 

@@ -120,7 +120,9 @@ def test_digits_bring_their_own_augmentation_but_a_method_without_one_wins():
 
 def test_keys_of_one_group_are_the_same_so_that_groups_can_be_swept():
     for group in ("encoder/resnet*", "decoder/*", "optimizer/*", "schedule/*"):
-        keys = {frozenset(build.compose([f"{p.parent.name}={p.stem}"])[p.parent.name]) for p in CONF.glob(f"{group}.yaml")}
+        keys = {
+            frozenset(build.compose([f"{p.parent.name}={p.stem}"])[p.parent.name]) for p in CONF.glob(f"{group}.yaml")
+        }
         assert len(keys) == 1, group
 
 

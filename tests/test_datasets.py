@@ -391,7 +391,7 @@ def test_no_network_and_no_data_is_one_sentence_and_leaves_nothing(tmp_path, no_
         assert words in str(error.value)
     assert "\n" not in str(error.value)
     assert list(tmp_path.rglob("*")) == ([root] if exists else [])
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == (f"{kind.__name__} is not in {root}; downloading it, once\n", "")
 
 
 def test_no_network_leaves_no_parent_folders(tmp_path, no_network):

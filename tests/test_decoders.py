@@ -1,6 +1,7 @@
 """Decoders have the released sizes and no normalisation, serve every encoder, and their two skip orders agree."""
 
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -15,15 +16,18 @@ NAMES = ("resnet18", "resnet34", "resnet50", "resnet50w2", "resnet50w4", "resnet
 IMAGE_SIZE = {"cifar": 32, "stl": 96, "imagenet": 224}
 
 
-def decoder(name: str, hidden_dim: int, *overrides: str, latent_dim: int = 128) -> nn.Module:
-    cfg = build.compose(["dataset=synthetic", f"decoder={name}", *overrides])
-    return component(build.architecture(cfg)["decoder"], latent_dim=latent_dim, hidden_dim=hidden_dim)
+@cache
+def configured(name: str) -> dict:
+    return build.architecture(build.compose(["dataset=synthetic", f"decoder={name}"]))["decoder"]
 
 
-def meta_decoder(name: str, hidden_dim: int, stem: str = "cifar", *overrides: str, latent_dim: int = 128) -> nn.Module:
-    where = (f"decoder.stem={stem}", f"decoder.image_size={IMAGE_SIZE[stem]}")
+def decoder(name: str, hidden_dim: int, latent_dim: int = 128, **changes) -> nn.Module:
+    return component(configured(name) | changes, latent_dim=latent_dim, hidden_dim=hidden_dim)
+
+
+def meta_decoder(name: str, hidden_dim: int, stem: str = "cifar", **changes) -> nn.Module:
     with torch.device("meta"):
-        return decoder(name, hidden_dim, *where, *overrides, latent_dim=latent_dim)
+        return decoder(name, hidden_dim, stem=stem, image_size=IMAGE_SIZE[stem], **changes)
 
 
 def macs(module: nn.Module) -> float:
@@ -74,7 +78,7 @@ def test_parameter_counts_follow_the_latent_dimension(latent_dim, parameters):
     ],
 )
 def test_work_per_image_in_the_official_order_is_the_spec_s(name, hidden_dim, stem, giga):
-    net = meta_decoder(name, hidden_dim, stem, "decoder.skip_order=official")
+    net = meta_decoder(name, hidden_dim, stem, skip_order="official")
     assert macs(net) / 1e9 == pytest.approx(giga, rel=3e-3)
 
 
@@ -124,11 +128,11 @@ def test_initialisation_is_pytorch_s_default(name):
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_both_skip_orders_give_the_same_images_and_gradients(name, stem):
     torch.manual_seed(0)
-    small = ("decoder.channels=4", f"decoder.stem={stem}", f"decoder.image_size={IMAGE_SIZE[stem]}")
-    commuted = decoder(name, 64, *small, "decoder.skip_order=commuted").double()
-    official = decoder(name, 64, *small, "decoder.skip_order=official").double()
+    small = {"channels": 4, "head_channels": 4, "stem": stem, "image_size": IMAGE_SIZE[stem]}
+    commuted = decoder(name, 64, skip_order="commuted", **small).double()
+    official = decoder(name, 64, skip_order="official", **small).double()
     official.load_state_dict(commuted.state_dict(), strict=True)
-    z = torch.randn(2, 128, dtype=torch.float64)
+    z = torch.randn(1, 128, dtype=torch.float64)
     images = [net(z) for net in (commuted, official)]
     torch.testing.assert_close(*images)
     for image in images:
@@ -155,21 +159,22 @@ def test_any_width_of_features_is_decoded(name, hidden_dim):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("changes", "words"),
     [
-        (["dataset.image_size=20"], ["20", "multiple of 8", "image_size"]),
-        (["dataset.image_size=48", "decoder.stem=imagenet"], ["48", "multiple of 32", "imagenet"]),
-        (["decoder.skip_order=sideways"], ["decoder.skip_order", "commuted", "official"]),
-        (["decoder.block=huge"], ["decoder.block", "basic", "bottleneck"]),
-        (["decoder.stem=huge"], ["stem", "cifar", "stl", "imagenet"]),
-        (["decoder.layers=[1,1,1]"], ["decoder.layers", "four"]),
-        (["decoder.layers=[1,1,1,0]"], ["decoder.layers"]),
-        (["decoder.channels=0"], ["channels"]),
-        (["decoder.head_channels=0"], ["head_channels"]),
+        ({"image_size": 20}, ["20", "multiple of 8", "image_size"]),
+        ({"image_size": 48, "stem": "imagenet"}, ["48", "multiple of 32", "imagenet"]),
+        ({"skip_order": "sideways"}, ["decoder.skip_order", "commuted", "official"]),
+        ({"block": "huge"}, ["decoder.block", "basic", "bottleneck"]),
+        ({"stem": "huge"}, ["stem", "cifar", "stl", "imagenet"]),
+        ({"layers": [1, 1, 1]}, ["decoder.layers", "four"]),
+        ({"layers": [1, 1, 1, 0]}, ["decoder.layers"]),
+        ({"channels": 0}, ["channels"]),
+        ({"head_channels": 0}, ["head_channels"]),
     ],
+    ids=str,
 )
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # ours to refuse before torch warns
-def test_a_decoder_that_cannot_be_is_refused_with_what_could(overrides, words):
+def test_a_decoder_that_cannot_be_is_refused_with_what_could(changes, words):
     with pytest.raises(UserError) as refusal:
-        decoder("resnet_tiny", 128, *overrides)
+        decoder("resnet_tiny", 128, **changes)
     assert all(word in str(refusal.value) for word in words), refusal.value

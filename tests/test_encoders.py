@@ -1,6 +1,8 @@
 """Encoders have the released sizes, stems and initialisation, and are interchangeable with timm's and torchvision's."""
 
 import math
+import re
+from functools import cache
 
 import pytest
 import timm
@@ -25,14 +27,18 @@ PARAMETERS = {
 OUTPUT_DIM = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet50w2": 4096, "resnet50w4": 8192}
 
 
-def encoder(name: str, *overrides: str) -> nn.Module:
-    cfg = build.compose(["dataset=synthetic", f"encoder={name}", "decoder=resnet_tiny", *overrides])
-    return component(build.architecture(cfg)["encoder"])
+@cache
+def configured(name: str) -> dict:
+    return build.architecture(build.compose(["dataset=synthetic", f"encoder={name}"]))["encoder"]
+
+
+def encoder(option: str, /, **changes) -> nn.Module:
+    return component(configured(option) | changes)
 
 
 def meta_encoder(name: str, stem: str) -> nn.Module:
     with torch.device("meta"):
-        return encoder(name, f"encoder.stem={stem}").eval()
+        return encoder(name, stem=stem).eval()
 
 
 @pytest.mark.parametrize("stem", IMAGE_SIZE)
@@ -101,7 +107,7 @@ def test_the_stem_is_the_dataset_s_unless_asked_for(dataset, stem):
 @pytest.mark.parametrize("reference", ["timm", "torchvision"])
 def test_the_imagenet_resnet50_is_timm_s_and_torchvision_s(reference):
     torch.manual_seed(0)
-    ours = encoder("resnet50", "encoder.stem=imagenet").eval()
+    ours = encoder("resnet50", stem="imagenet").eval()
     with torch.device("meta"):
         if reference == "timm":
             theirs = timm.create_model("resnet50", num_classes=0)
@@ -116,11 +122,11 @@ def test_the_imagenet_resnet50_is_timm_s_and_torchvision_s(reference):
 
 # A tiny and a widened stem are rebuilt by hand, so they are the ones that could miss the initialisation.
 @pytest.mark.parametrize(
-    "overrides", [["resnet_tiny"], ["resnet18"], ["resnet50", "encoder.channels=16"]], ids=lambda o: o[0]
+    ("name", "changes"), [("resnet_tiny", {}), ("resnet18", {}), ("resnet50", {"channels": 16})], ids=lambda v: str(v)
 )
-def test_convolutions_start_kaiming_normal_and_batchnorms_at_one_and_zero(overrides):
+def test_convolutions_start_kaiming_normal_and_batchnorms_at_one_and_zero(name, changes):
     torch.manual_seed(0)
-    net = encoder(*overrides)
+    net = encoder(name, **changes)
     convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     assert convolutions and norms
@@ -138,52 +144,70 @@ def test_convolutions_start_kaiming_normal_and_batchnorms_at_one_and_zero(overri
 
 
 # mobilenetv3 puts a wider head behind what timm calls num_features; Swin keeps buffers outside its state dict.
-TIMM = {
-    "mobilenetv3": (["encoder.name=mobilenetv3_small_050"], 1024),
-    "vit": (["encoder.name=vit_tiny_patch16_224", "encoder.kwargs={img_size:16,depth:1}"], 192),
-    "swin": (
-        [
-            "encoder.name=swin_tiny_patch4_window7_224",
-            "encoder.kwargs={img_size:16,window_size:2,embed_dim:16,depths:[2,1],num_heads:[1,1]}",
-        ],
-        32,
-    ),
-}
+SWIN = {"img_size": 16, "window_size": 2, "embed_dim": 16, "depths": [2, 1], "num_heads": [1, 1]}
 
 
-@pytest.mark.parametrize(("overrides", "width"), TIMM.values(), ids=TIMM)
-def test_a_timm_encoder_reports_the_width_that_comes_out(overrides, width):
-    net = encoder("timm", *overrides)
+@pytest.mark.parametrize(
+    ("name", "kwargs", "width"),
+    [
+        ("mobilenetv3_small_050", {}, 1024),
+        ("vit_tiny_patch16_224", {"img_size": 16, "depth": 1}, 192),
+        ("swin_tiny_patch4_window7_224", SWIN, 32),
+    ],
+    ids=["mobilenetv3", "vit", "swin"],
+)
+def test_a_timm_encoder_reports_the_width_that_comes_out(name, kwargs, width):
+    net = encoder("timm", name=name, kwargs=kwargs)
     features = net.eval()(torch.randn(2, 3, 16, 16))
     assert features.shape == (2, width) and net.output_dim == width
 
 
 def test_measuring_leaves_the_timm_model_on_its_device_and_in_training_mode():
-    net = encoder("timm", "encoder.name=mobilenetv3_small_050")
+    net = encoder("timm", name="mobilenetv3_small_050")
     assert net.training
     assert {t.device.type for t in net.state_dict().values()} == {"cpu"}
 
 
 @pytest.mark.parametrize(
-    ("name", "override", "words"),
+    ("changes", "words"),
     [
-        ("timm", "encoder.name=resnet10", ["resnet10", "resnet10t"]),
-        ("timm", "encoder.name=resnt10t", ["resnt10t", "resnet10t"]),
-        ("timm", "encoder.name=vit_tiny_patch16_224", ["16", "224", "img_size"]),
-        ("timm", "+encoder.kwargs.colour=red", ["resnet10t", "colour"]),
-        ("timm", "+encoder.kwargs.act_layer=nonsense", ["resnet10t", "nonsense"]),
-        ("timm", "+encoder.kwargs.features_only=true", ["resnet10t"]),
-        ("timm", "+encoder.kwargs.global_pool=''", ["resnet10t"]),
-        ("timm", "+encoder.kwargs.pretrained=true", ["pretrained"]),
-        ("resnet18", "encoder.stem=huge", ["encoder.stem", "auto", "cifar", "stl", "imagenet"]),
-        ("resnet18", "encoder.block=huge", ["encoder.block", "basic", "bottleneck"]),
-        ("resnet18", "encoder.layers=[2,2]", ["encoder.layers", "four"]),
-        ("resnet18", "encoder.layers=[2,2,2,1.5]", ["encoder.layers", "1.5"]),
-        ("resnet18", "encoder.channels=0", ["channels", "positive"]),
+        ({"name": "resnet10"}, ["resnet10", "resnet10t"]),
+        ({"name": "resnt10t"}, ["resnt10t", "resnet10t"]),
+        ({"name": "vit_tiny_patch16_224"}, ["16", "224", "img_size"]),
+        ({"kwargs": {"colour": "red"}}, ["resnet10t", "colour"]),
+        ({"kwargs": {"act_layer": "nonsense"}}, ["resnet10t", "nonsense"]),
+        ({"kwargs": {"features_only": True}}, ["resnet10t"]),
+        ({"kwargs": {"global_pool": ""}}, ["resnet10t"]),
+        ({"kwargs": {"pretrained": True}}, ["pretrained"]),
     ],
+    ids=str,
 )
-def test_an_encoder_that_cannot_be_is_refused_with_what_could(name, override, words):
-    chosen = ["encoder.name=resnet10t"] if name == "timm" and "name" not in override else []
+def test_a_timm_model_that_cannot_be_an_encoder_is_refused(changes, words):
     with pytest.raises(UserError) as refusal:
-        encoder(name, *chosen, override)
+        encoder("timm", **({"name": "resnet10t"} | changes))
+    assert all(word in str(refusal.value) for word in words), refusal.value
+
+
+def test_the_way_out_that_a_refusal_names_can_be_typed():
+    asked = ["dataset=synthetic", "encoder=timm", "encoder.name=vit_tiny_patch16_224", "decoder=resnet_tiny"]
+    with pytest.raises(UserError) as refusal:
+        build.model(build.compose(asked))
+    hint = re.search(r"\+?encoder\.kwargs\.\S+", str(refusal.value)).group()
+    assert build.model(build.compose([*asked, hint])).encoder.output_dim == 192
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stem": "huge"}, ["encoder.stem", "auto", "cifar", "stl", "imagenet"]),
+        ({"block": "huge"}, ["encoder.block", "basic", "bottleneck"]),
+        ({"layers": [2, 2]}, ["encoder.layers", "four"]),
+        ({"layers": [2, 2, 2, 1.5]}, ["encoder.layers", "1.5"]),
+        ({"channels": 0}, ["channels", "positive"]),
+    ],
+    ids=str,
+)
+def test_a_resnet_that_cannot_be_is_refused_with_what_could(changes, words):
+    with pytest.raises(UserError) as refusal:
+        encoder("resnet18", **changes)
     assert all(word in str(refusal.value) for word in words), refusal.value

@@ -12,7 +12,7 @@ from PIL import Image
 from aavae.console import Reporter, duration, results_table
 from aavae.errors import UserError
 from aavae.figures import reconstruction_figure
-from aavae.loggers import Loggers, MetricsFile, WandB
+from aavae.loggers import Beginning, Loggers, MetricsFile, WandB
 
 RESULT = {"probe": "knn", "feature": "h", "split": "test", "metric": "accuracy", "value": 0.5, "n": 10}
 RESULT |= {"protocol": "k=20", "epoch": 3.0}
@@ -22,11 +22,17 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def opened(folder, step=0):
+    log = MetricsFile()
+    log.start(Beginning(folder, step))
+    return log
+
+
 # ---- metrics.jsonl ------------------------------------------------------------------------------------------------
 
 
 def test_every_line_is_json_with_step_and_epoch_first(tmp_path):
-    log = MetricsFile(tmp_path)
+    log = opened(tmp_path)
     log.log({"train/loss": 1.5}, 10, 0.5)
     assert lines(tmp_path) == [{"step": 10, "epoch": 0.5, "train/loss": 1.5}]  # on disk before the file is closed
     log.close()
@@ -35,18 +41,18 @@ def test_every_line_is_json_with_step_and_epoch_first(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_is_null(tmp_path, value):
-    log = MetricsFile(tmp_path)
+    log = opened(tmp_path)
     log.log({"loss": value, "kl": 1.0}, 1, 0.1)
     log.close()
     assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)["loss"] is None
 
 
 def test_a_resumed_run_drops_what_lies_after_its_step(tmp_path):
-    log = MetricsFile(tmp_path)
+    log = opened(tmp_path)
     for step in (5, 10, 15, 20):
         log.log({"loss": 0.0}, step, step / 10)
     log.close()
-    log = MetricsFile(tmp_path, step=10)
+    log = opened(tmp_path, step=10)
     log.log({"loss": 1.0}, 15, 1.5)
     log.close()
     assert [(m["step"], m["loss"]) for m in lines(tmp_path)] == [(5, 0.0), (10, 0.0), (15, 1.0)]
@@ -55,7 +61,7 @@ def test_a_resumed_run_drops_what_lies_after_its_step(tmp_path):
 @pytest.mark.parametrize("half", ['{"step": 12, "ep', '{"epoch": 1.2}', "\0\0\0\0"])
 def test_a_half_written_last_line_is_dropped(tmp_path, half):
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "epoch": 0.5}\n{"step": 10, "epoch": 1.0}\n' + half)
-    log = MetricsFile(tmp_path, step=20)
+    log = opened(tmp_path, step=20)
     log.log({}, 25, 2.5)
     log.close()
     assert [m["step"] for m in lines(tmp_path)] == [5, 10, 25]
@@ -63,7 +69,7 @@ def test_a_half_written_last_line_is_dropped(tmp_path, half):
 
 def test_a_fresh_run_starts_a_fresh_file(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "epoch": 0.5}\n')
-    MetricsFile(tmp_path).close()
+    opened(tmp_path).close()
     assert lines(tmp_path) == []
 
 
@@ -135,10 +141,12 @@ def offline(monkeypatch):
     wandb.teardown()
 
 
-def start(folder, **kwargs):
+def start(folder, state=None, **kwargs):
     folder.mkdir(exist_ok=True)
+    log = WandB(**kwargs)
     config = {"loss": {"beta": 0.0}, "batch_size": 256}
-    return WandB(folder, config, **({"name": "seed=1", "group": "sweep", "state": {}} | kwargs))
+    log.start(Beginning(folder, config=config, name="seed=1", group="sweep", remembered=state or {}))
+    return log
 
 
 def records(folder):

@@ -161,7 +161,7 @@ def test_alone_there_is_nobody_to_talk_to(monkeypatch):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_is_noted_the_second_would_kill_and_handlers_come_back(signum, capsys):
+def test_the_first_signal_is_noted_the_second_would_kill_and_handlers_come_back(signum, capfd):
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
     with Signals() as signals:
         assert signals.received is None
@@ -169,7 +169,7 @@ def test_the_first_signal_is_noted_the_second_would_kill_and_handlers_come_back(
         assert signals.received == signum
         assert {signal.getsignal(s) for s in before} == {signal.SIG_DFL}
     assert {s: signal.getsignal(s) for s in before} == before
-    assert "stopping after this step" in capsys.readouterr().out
+    assert "stopping after this step" in capfd.readouterr().err
 
 
 def test_handlers_come_back_after_an_exception():

@@ -236,7 +236,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         ("resume=nowhere.pt", "there is no checkpoint nowhere.pt"),
         ("~loss.beta", "cannot be deleted"),
         ("+experiment=digits", "without the +"),
-        ("experiment=digits -m seed=0,1 bath_size=3", "did you mean batch_size"),
+        ("seed=0,1 bath_size=3 -m", "did you mean batch_size"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_leaves_nothing(train, tmp_path, override, says):
@@ -270,9 +270,7 @@ def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(train, tmp
     assert ended.code == 1
     assert "batch_size=9999 is larger than the training set" in ended.err and "1 job(s) failed" in ended.err
     finished = sorted(p.parent.name for p in tmp_path.glob("multirun/lengths/*/results.json"))
-    identities = [
-        build.identity(build.plain(build.compose(["trainer=debug", f"batch_size={b}"]))) for b in (16, 32)
-    ]
+    identities = [build.identity(build.plain(build.compose(["trainer=debug", f"batch_size={b}"]))) for b in (16, 32)]
     assert finished == sorted(identities)
 
 

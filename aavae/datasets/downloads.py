@@ -2,9 +2,11 @@
 
 import contextlib
 import fcntl
+import http.client
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor
@@ -41,25 +43,35 @@ def fetch(kind: type, root: Path, present: str, **arguments):
         try:
             return kind(root, download=False, **arguments)
         except (RuntimeError, EOFError, OSError, ValueError) as error:
-            raise UserError(
-                f"{kind.__name__} in {root / present} is damaged ({error}); delete it, or {ways_out}"
-            ) from error
-    created = not root.exists()
+            damage = error
+        with contextlib.suppress(RuntimeError, EOFError, OSError, ValueError), _quiet_and_alone(root):
+            return kind(root, download=False, **arguments)  # another process may have been unpacking it
+        raise UserError(f"{kind.__name__} in {root / present} is damaged ({damage}); delete it, or {ways_out}")
+    print(f"{kind.__name__} is not in {root}; downloading it, once", flush=True)
+    made = [p for p in (root, *root.parents) if not p.exists()]
+    archive = root / getattr(kind, "filename", "archive")
     try:
         with _quiet_and_alone(root):
             return kind(root, download=True, **arguments)
-    except (OSError, RuntimeError) as error:
-        (root / ".download.lock").unlink(missing_ok=True)
-        if created and not any(root.iterdir()):
-            root.rmdir()
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        with contextlib.suppress(OSError):  # leave no half archive, lock or empty folder
+            archive.unlink(missing_ok=True)
+            (root / ".download.lock").unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
         raise UserError(
             f"no {kind.__name__} in {root / present} and no way to download it ({error}); {ways_out}"
         ) from error
 
 
-def _refuse_streaming(in_memory: bool) -> None:
+def _given(path: str | None, in_memory: bool) -> Path | None:
     if not in_memory:
         raise UserError("dataset.in_memory=false is for dataset=image_folder and imagenet; this dataset fits in memory")
+    if path is None:
+        return None
+    if not Path(path).expanduser().exists():  # nothing is downloaded into a misspelt folder
+        raise UserError(f"dataset.path={path} does not exist")
+    return Path(path).expanduser()
 
 
 class CIFAR10(Dataset):
@@ -75,8 +87,7 @@ class CIFAR10(Dataset):
 
     def __init__(self, data_dir: str = "data", path: str | None = None, in_memory: bool = True):
         super().__init__()
-        _refuse_streaming(in_memory)
-        self.data_dir, self.path = Path(data_dir), Path(path) if path else None
+        self.data_dir, self.path = Path(data_dir).expanduser(), _given(path, in_memory)
 
     def _torchvision(self, root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         parts = []
@@ -98,6 +109,15 @@ class CIFAR10(Dataset):
         return {"pretrain": train, "pretrain_val": val, "train": train, "val": val, "test": test}
 
 
+def _gather(images: np.memmap, chosen: Tensor, device: torch.device) -> Tensor:
+    """The chosen images on the device, piece by piece: neither host nor device ever holds all of them twice."""
+    out = torch.empty(len(chosen), *images.shape[1:], dtype=torch.uint8, device=device)
+    for i, index in zip(range(0, len(chosen), 5000), chosen.split(5000), strict=True):
+        # The file stores columns before rows.
+        out[i : i + 5000] = torch.from_numpy(images[index.numpy()]).to(device).transpose(2, 3)
+    return out
+
+
 class STL10(Dataset):
     """100,000 unlabelled images split 95,000 / 5,000, 5,000 labelled ones split 4,500 / 500, and 8,000 for test; 96×96.
 
@@ -117,27 +137,27 @@ class STL10(Dataset):
         target_transform: str = "official",
     ):
         super().__init__()
-        _refuse_streaming(in_memory)
         if target_transform not in ("official", "raw"):
             raise UserError(f"dataset.target_transform must be official or raw, not {target_transform!r}")
-        self.root, self.target_transform = Path(path or data_dir), target_transform
-
-    def _read(self, part: str) -> tuple[Tensor, Tensor]:
-        data = fetch(torchvision.datasets.STL10, self.root, "stl10_binary", split=part)
-        return torch.from_numpy(data.data), torch.from_numpy(data.labels).long()
+        self.root = _given(path, in_memory) or Path(data_dir).expanduser()
+        if path and not (self.root / "stl10_binary").is_dir():
+            raise UserError(f"dataset.path={path} should be the folder that holds stl10_binary, and does not")
+        self.target_transform = target_transform
 
     def read(self, device: torch.device) -> dict[str, Split]:
         """The five splits; a twentieth of the unlabelled and a tenth of the labelled images is held out."""
-        images, _ = self._read("unlabeled")
-        kept, held = seeded_split(len(images), len(images) - len(images) // 20)
-        # Indexed before it travels, so that the device never holds the images twice.
-        splits = {"pretrain": Split(images[kept].to(device)), "pretrain_val": Split(images[held].to(device))}
-        images, labels = self._read("train")
-        kept, held = seeded_split(len(images), len(images) - len(images) // 10)
-        labelled = Split(images.to(device), labels)
-        test_images, test_labels = self._read("test")
-        test = Split(test_images.to(device), test_labels)
-        return splits | {"train": labelled.take(kept), "val": labelled.take(held), "test": test}
+        # One look by torchvision checks the sums of all files; the large one is then read without a second copy.
+        data = fetch(torchvision.datasets.STL10, self.root, "stl10_binary", split="test")
+        test = Split(torch.from_numpy(data.data).contiguous().to(device), torch.from_numpy(data.labels).long())
+        binary = self.root / "stl10_binary"
+        splits = {"test": test}
+        for part, name, held_out in (("pretrain", "unlabeled", 20), ("", "train", 10)):
+            images = np.memmap(binary / f"{name}_X.bin", np.uint8, "r").reshape(-1, 3, 96, 96)
+            labels = None if part else torch.from_numpy(np.fromfile(binary / f"{name}_y.bin", np.uint8)).long() - 1
+            kept, held = seeded_split(len(images), len(images) - len(images) // held_out)
+            for split, chosen in ((part or "train", kept), (f"{part}_val" if part else "val", held)):
+                splits[split] = Split(_gather(images, chosen, device), None if labels is None else labels[chosen])
+        return splits
 
     def target(self, images: Tensor) -> Tensor:
         """Resize(105) and CenterCrop(96), or the images as they are."""

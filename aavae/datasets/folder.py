@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import functional as tvf
 
 from aavae.augmentations import crop_boxes
@@ -20,6 +22,11 @@ from aavae.errors import UserError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
 HELD_OUT = ("test", "val", "valid", "validation")
+
+
+def _cores() -> int:
+    """How many this process may use, which a job scheduler may have cut down."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Store:
@@ -32,7 +39,11 @@ class Store:
         self.path = Path(path)
         self._local = threading.local()  # a ZipFile is not to be shared among threads or processes
         if self.path.is_dir():
-            found = (p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file())
+            found = (
+                (PurePosixPath(where) / name).relative_to(self.path).as_posix()
+                for where, _, names in os.walk(self.path, followlinks=True)
+                for name in names
+            )
         elif self.path.is_file():
             found = self._zip().namelist()
         else:
@@ -74,26 +85,42 @@ class Store:
         name = self.prefix + name
         try:
             data = (self.path / name).read_bytes() if self.path.is_dir() else self._zip().read(name)
-            return Image.open(io.BytesIO(data)).convert("RGB")
-        except (UnidentifiedImageError, OSError, zipfile.BadZipFile, ValueError, SyntaxError) as error:
+            return _rgb(Image.open(io.BytesIO(data)))
+        except UserError:
+            raise
+        except Exception as error:  # zipfile, zlib and PIL's plugins raise some fifteen kinds
             raise UserError(f"the image {name} in {self.path} is damaged ({error}); mend or remove it") from error
 
     def read(self, names: list[str], make: Callable[[Image.Image], Tensor]) -> Tensor:
         """`make` of every image, stacked; PIL decodes outside the interpreter lock, so threads help."""
-        out: Tensor | None = None
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for i, tensor in enumerate(pool.map(lambda n: make(self.open(n)), names, chunksize=64)):
-                if out is None:
-                    out = tensor.new_empty(len(names), *tensor.shape)
-                out[i] = tensor
+        first = make(self.open(names[0]))
+        out = first.new_empty(len(names), *first.shape)
+        filled = out.numpy()  # numpy's small copies cost a tenth of torch's
+
+        def fill(start: int) -> None:
+            for i in range(start, min(start + 256, len(names))):
+                filled[i] = make(self.open(names[i])).numpy()
+
+        # One job for many images: a job each costs more than decoding a small one.
+        with ThreadPoolExecutor(min(8, _cores())) as pool:
+            for _ in pool.map(fill, range(0, len(names), 256)):
+                pass
         return out
 
 
-def square(image: Image.Image, size: int) -> Tensor:
-    """The image resized (shorter side to `size`, bilinear) and centre-cropped: uint8 `(3, size, size)`."""
-    if image.size != (size, size):
-        image = tvf.center_crop(tvf.resize(image, size, antialias=True), [size, size])
-    return tvf.pil_to_tensor(image)
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # PIL would clip, not scale
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def square(image: Image.Image, size: int, resize: int | None = None) -> Tensor:
+    """The image resized (shorter side to `resize`, or `size`; bilinear), centre-cropped: uint8 `(3, size, size)`."""
+    if image.size != (size, size) or (resize or size) != size:
+        image = tvf.center_crop(tvf.resize(image, resize or size, antialias=True), [size, size])
+    return torch.from_numpy(np.array(image).transpose(2, 0, 1))
 
 
 def layout(names: list[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -102,13 +129,17 @@ def layout(names: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     The class of an image is the first folder below its part.
     """
     parts: dict[str, list[str]] = {}
-    if all(n.split("/", 1)[0] in ("train", *HELD_OUT) and "/" in n for n in names):
+    folders = {n.split("/", 1)[0] if "/" in n else "" for n in names}
+    nested = folders <= {"train", *HELD_OUT}
+    if not nested and "train" in folders and folders & set(HELD_OUT):
+        strange = ", ".join(sorted(f or "loose images" for f in folders - {"train", *HELD_OUT}))
+        raise UserError(f"dataset.path has train/ and a held-out part, but also {strange}; move that away")
+    if nested:
         for name in names:
             top = name.split("/", 1)[0]
             parts.setdefault(top if top in ("train", "test") else "val", []).append(name)
     else:
         parts["train"] = names
-    nested = parts["train"][0].startswith("train/") if "train" in parts else False
     depth = 1 if nested else 0
     classes = {n.split("/")[depth] if n.count("/") > depth else None for n in parts.get("train", [])}
     return parts, sorted(classes) if None not in classes else []
@@ -139,6 +170,10 @@ def read_labelled(path: Path, image_size: int, num_classes: int) -> tuple[Tensor
         out.append(store.read(parts[part], lambda image: square(image, image_size)))
         out.append(_labels(parts[part], classes, 1, path))
     return tuple(out)
+
+
+def _collate(items: list):
+    return next((i for i in items if isinstance(i, UserError)), None) or default_collate(items)
 
 
 class StreamedSplit:
@@ -175,17 +210,20 @@ class StreamedSplit:
         return clean, tvf.pil_to_tensor(crop)
 
     def __getitem__(self, request) -> Tensor | tuple[Tensor, Tensor]:
-        if isinstance(request, int):
-            return self.clean(self.store.open(self.names[request]))
-        return self.pair(*request)
+        try:
+            if isinstance(request, int):
+                return self.clean(self.store.open(self.names[request]))
+            return self.pair(*request)
+        except UserError as error:  # as a value: raised, it would arrive wrapped in a worker's traceback
+            return error
 
     def stream(self, requests) -> Iterator:
         """Batches answering an iterable of lists of requests, each by `__getitem__`, in worker processes."""
-        workers = min(self.workers, os.cpu_count() or 1)
-        try:
-            yield from torch.utils.data.DataLoader(self, batch_sampler=requests, num_workers=workers)
-        except UserError as error:  # a worker wraps the message into its traceback
-            raise UserError(str(error).strip().splitlines()[-1].removeprefix("aavae.errors.UserError: ")) from error
+        workers = min(self.workers, _cores())
+        for batch in DataLoader(self, batch_sampler=requests, num_workers=workers, collate_fn=_collate):
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """The clean images in order, uint8, on the CPU."""
@@ -232,7 +270,10 @@ class ImageFolder(Dataset):
             )
         if (mean is None) != (std is None):
             raise UserError("dataset.mean and dataset.std must be given together, or left to be computed")
-        self.path, self.image_size, self.in_memory, self.workers = Path(path), image_size, in_memory, workers
+        if mean is not None and (len(mean) != 3 or len(std) != 3 or min(std) <= 0):
+            raise UserError(f"dataset.mean and dataset.std are three numbers each, std positive; not {mean} and {std}")
+        self.path = Path(path).expanduser()
+        self.image_size, self.in_memory, self.workers = image_size, in_memory, workers
         self.resize = resize or image_size
         self.mean, self.std = mean, std
         by_size = "cifar" if image_size <= 64 else "stl" if image_size <= 128 else "imagenet"
@@ -247,7 +288,7 @@ class ImageFolder(Dataset):
     def _split(self, names: list[str], labels: Tensor | None, device: torch.device) -> Split | StreamedSplit:
         if not self.in_memory:
             return StreamedSplit(self.store, names, labels, self.image_size, self.resize, self.workers)
-        return Split(self.store.read(names, lambda image: square(image, self.image_size)).to(device), labels)
+        return Split(self.store.read(names, lambda image: square(image, self.image_size, self.resize)).to(device), labels)
 
     def read(self, device: torch.device) -> dict[str, Split]:
         """`pretrain` and `pretrain_val`, and with labels `train`, `val` and `test`."""
@@ -259,7 +300,7 @@ class ImageFolder(Dataset):
                 names["train"], names[part] = ([pool[i] for i in sorted(index.tolist())] for index in (kept, held))
         if not all(names.values()):
             raise UserError(f"{self.path} holds too few images to hold out a tenth of them for validation")
-        depth = 1 if self.parts["train"][0].startswith("train/") else 0
+        depth = 1 if set(self.parts) != {"train"} or all(n.startswith("train/") for n in self.parts["train"]) else 0
         splits = {}
         for part, members in names.items():
             labels = _labels(members, self.classes, depth, self.path) if self.classes else None

@@ -17,8 +17,8 @@ def timm_model(name: str, image_size: int, kwargs: dict | None = None) -> nn.Mod
         near = timm.list_models(f"*{name}*")[:5]
         raise UserError(f"timm has no model {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
     arguments = dict(kwargs or {})
-    if arguments.get("pretrained"):
-        raise UserError("encoder.kwargs.pretrained: pretraining starts from random weights; leave it out")
+    if refused := [k for k in arguments if k.startswith(("pretrained", "checkpoint", "cache"))]:
+        raise UserError(f"encoder.kwargs.{refused[0]}: pretraining starts from random weights; leave it out")
     try:
         net = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
         net.output_dim = measure_output_dim(net, image_size)

@@ -30,16 +30,23 @@ class FewLabel:
             raise UserError("probe.few_label: labels_per_class must be 1 or more, and draws 2 or more")
         self.labels_per_class, self.draws, self.seed = tuple(labels_per_class), draws, seed
 
+    def check(self, dataset: Dataset) -> None:
+        """Raise UserError where a class has fewer training images than labels are asked for."""
+        self._refuse_scarce(dataset["train"].labels, dataset.num_classes)
+
+    def _refuse_scarce(self, labels: Tensor, num_classes: int) -> None:
+        scarcest = int(labels.bincount(minlength=num_classes).min())
+        if (most := max(self.labels_per_class)) > scarcest:
+            raise UserError(f"probe.few_label: {most} labels a class were asked for, but a class has only {scarcest}")
+
     def run(self, encode: Representation, dataset: Dataset) -> list[dict]:
         """Mean and sd for each number of labels."""
         train, labels = encode("train")
+        self._refuse_scarce(labels, dataset.num_classes)
         test, truth = encode("test")
         train, test = F.normalize(train), F.normalize(test)
-        scarcest = int(labels.bincount(minlength=dataset.num_classes).min())
         records = []
         for n in self.labels_per_class:
-            if n > scarcest:
-                raise UserError(f"probe.few_label: {n} labels a class were asked for, but a class has only {scarcest}")
             accuracies = []
             for draw in range(self.draws):
                 chosen = draw_per_class(labels.cpu(), n, generator_for(self.seed, "few_label", n, draw))

@@ -36,7 +36,9 @@ class KNN:
     def run(self, encode: Representation, dataset: Dataset) -> list[dict]:
         """One record per split."""
         train, labels = encode("train")
-        protocol = f"k={self.k}, cosine, weights exp(s/{self.temperature}), {len(train)} training images"
+        protocol = (
+            f"k={min(self.k, len(train))}, cosine, weights exp(s/{self.temperature}), {len(train)} training images"
+        )
         records = []
         for split in self.splits:
             features, truth = encode(split)
