@@ -1,8 +1,7 @@
-"""Batched augmentations with one draw per image, and the pipelines made of them.
+"""Batched augmentations with one parameter per image; `pipelines` draws the parameters.
 
-Operations are functions on float32 images `(B, C, H, W)` in [0, 1] with one parameter per image; each equals
-torchvision's functional operation on the same parameters. Pipelines draw the parameters on the CPU, from a generator
-the caller seeds, so that a run sees the same numbers on every device; applying them never waits for the device.
+Operations are functions on float32 images `(B, C, H, W)` in [0, 1]; each equals torchvision's functional operation on
+the same parameters.
 """
 
 import contextlib
@@ -145,7 +144,36 @@ def affine(images: Tensor, angle: Tensor, translate: Tensor, scale: Tensor, shea
     return F.grid_sample(images, grid, align_corners=False)
 
 
-# ---- Draws --------------------------------------------------------------------------------------------------------
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+NEUTRAL = (1.0, 1.0, 1.0, 0.0)
+
+
+def color_jitter(images: Tensor, factors: Tensor, order: Tensor, chosen: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue by `factors` `(B, 4)`, in each image's own `order` `(B, 4)`.
+
+    `factors`, `order` and `chosen` (bool, `(B,)`: whose turn it is at all) live on the CPU, so that the images of each
+    turn are known without asking the device.
+    """
+    device = images.device
+    order = torch.where(chosen[:, None], order, -1)
+    factors = torch.where(chosen[:, None], factors, torch.tensor(NEUTRAL))
+    # The factor of each turn's blend; 1 leaves an image as it is: where it has no turn, and where hue has its turn.
+    blends = torch.where((order >= 0) & (order != HUE), factors.gather(1, order.clamp(min=0)), 1.0)
+    operations, blends = send(order, device), send(blends, device)
+    for turn in range(4):
+        operation = _per_image(operations[:, turn])
+        gray = _luma(images)
+        reference = torch.where(operation == CONTRAST, gray.mean((2, 3), keepdim=True), gray)
+        reference = torch.where(operation == BRIGHTNESS, 0.0, reference)
+        images = _blend(images, reference, blends[:, turn])
+        turned = (order[:, turn] == HUE).nonzero()[:, 0]
+        if len(turned):
+            where, factor = send(turned, device), send(factors[turned, HUE], device)
+            images = images.index_copy(0, where, adjust_hue(images[where], factor))
+    return images
+
+
+# ---- Crop boxes ----------------------------------------------------------------------------------------------------
 
 CROP_TRIES = 10
 
@@ -178,188 +206,3 @@ def crop_boxes(draws: Tensor, height: int, width: int, scale, ratio) -> tuple[Te
     top = torch.where(found, (u * (height - h + 1)).floor().clamp(max=height - 1), ((height - h) / 2).floor())
     left = torch.where(found, (v * (width - w + 1)).floor().clamp(max=width - 1), ((width - w) / 2).floor())
     return torch.minimum(top, height - h), torch.minimum(left, width - w), h, w
-
-
-def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    return low + (high - low) * torch.rand(n, generator=generator)
-
-
-def _coin(n: int, p: float, generator: torch.Generator) -> Tensor:
-    return torch.rand(n, generator=generator) < p
-
-
-def _probability(name: str, p: float) -> float:
-    if not 0 <= p <= 1:
-        raise UserError(f"augmentation.{name} must lie between 0 and 1, not {p}")
-    return p
-
-
-class Pipeline:
-    """A distribution over views: `draw` parameters for n images, `apply` them, or call it to do both."""
-
-    crops = False  # whether the first operation is a random resized crop, which streaming workers then do
-    augments = True  # whether a view can differ from its image
-
-    def draw(self, n: int, size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """One row of parameters for each of n images of `size`×`size`, on the CPU."""
-        return {}
-
-    def apply(self, images: Tensor, draws: dict[str, Tensor], cropped: bool = False) -> Tensor:
-        """The views `(B, C, H, W)` of float images in [0, 1]; `cropped` says that workers have cropped already."""
-        return images
-
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return self.apply(images, self.draw(len(images), images.shape[-1], generator))
-
-
-class NoAugmentation(Pipeline):
-    """The view is the image itself (AE and VAE)."""
-
-    augments = False
-
-
-class SimCLR(Pipeline):
-    """SimCLR's pipeline per image: crop, flip, colour jitter in its own order, grayscale, blur (spec §1.5).
-
-    Every image has its own coin for each step. `strength` s scales the jitter to (.8s, .8s, .8s, .2s);
-    `blur_p` > 0 blurs with an odd kernel of about a tenth of the image.
-    """
-
-    crops = True
-
-    def __init__(
-        self,
-        strength: float,
-        blur_p: float,
-        scale=(0.08, 1.0),
-        ratio=(3 / 4, 4 / 3),
-        flip_p: float = 0.5,
-        jitter_p: float = 0.8,
-        grayscale_p: float = 0.2,
-        blur_sigma=(0.1, 2.0),
-    ):
-        if not 0 <= strength <= 1.25:
-            raise UserError(f"augmentation.strength must lie between 0 and 1.25, not {strength}")
-        for name, pair, most in (("scale", scale, 1.0), ("ratio", ratio, 1e3), ("blur_sigma", blur_sigma, 1e3)):
-            if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most:
-                raise UserError(
-                    f"augmentation.{name} must be two rising positive numbers up to {most:g}, not {list(pair)}"
-                )
-        self.strength, self.scale, self.ratio, self.blur_sigma = strength, scale, ratio, blur_sigma
-        self.flip_p, self.jitter_p = _probability("flip_p", flip_p), _probability("jitter_p", jitter_p)
-        self.grayscale_p, self.blur_p = _probability("grayscale_p", grayscale_p), _probability("blur_p", blur_p)
-
-    def draw(self, n: int, size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Crop numbers, coins, jitter factors (columns: brightness, contrast, saturation, hue), order, blur sigma."""
-        reach = 0.8 * self.strength
-        return {
-            "crop": crop_draws(n, generator),
-            "flip": _coin(n, self.flip_p, generator),
-            "jitter": _coin(n, self.jitter_p, generator),
-            "order": torch.rand(n, 4, generator=generator).argsort(1),
-            "factors": torch.cat(
-                [
-                    _uniform(3 * n, 1 - reach, 1 + reach, generator).view(n, 3),
-                    _uniform(n, -0.2 * self.strength, 0.2 * self.strength, generator).view(n, 1),
-                ],
-                1,
-            ),
-            "gray": _coin(n, self.grayscale_p, generator),
-            "blur": _coin(n, self.blur_p, generator),
-            "sigma": _uniform(n, *self.blur_sigma, generator),
-        }
-
-    def apply(self, images: Tensor, draws: dict[str, Tensor], cropped: bool = False) -> Tensor:
-        """The views `(B, 3, H, W)` of float images in [0, 1], in torchvision's order of operations."""
-        device = images.device
-        if not cropped:
-            height, width = images.shape[-2:]
-            boxes = send(torch.stack(crop_boxes(draws["crop"], height, width, self.scale, self.ratio)), device)
-            images = resized_crop(images, *boxes, width)
-        images = horizontal_flip(images, send(draws["flip"], device))
-        images = color_jitter(images, draws["factors"], draws["order"], draws["jitter"])
-        images = torch.where(_per_image(send(draws["gray"], device)), grayscale(images), images)
-        chosen = draws["blur"].nonzero()[:, 0]
-        if len(chosen):
-            kernel_size = int(0.1 * images.shape[-1]) // 2 * 2 + 1
-            where, sigma = send(chosen, device), send(draws["sigma"][chosen], device)
-            images = images.index_copy(0, where, gaussian_blur(images[where], sigma, kernel_size))
-        return images
-
-
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-NEUTRAL = (1.0, 1.0, 1.0, 0.0)
-
-
-def color_jitter(images: Tensor, factors: Tensor, order: Tensor, chosen: Tensor) -> Tensor:
-    """Brightness, contrast, saturation and hue by `factors` `(B, 4)`, in each image's own `order` `(B, 4)`.
-
-    `factors`, `order` and `chosen` (bool, `(B,)`: whose turn it is at all) live on the CPU, so that the images of each
-    turn are known without asking the device.
-    """
-    device = images.device
-    order = torch.where(chosen[:, None], order, -1)
-    factors = torch.where(chosen[:, None], factors, torch.tensor(NEUTRAL))
-    # The factor of each turn's blend; 1 leaves the images whose turn it is not, and those of the hue's turn, as they are.
-    blends = torch.where((order >= 0) & (order != HUE), factors.gather(1, order.clamp(min=0)), 1.0)
-    operations, blends = send(order, device), send(blends, device)
-    for turn in range(4):
-        operation = _per_image(operations[:, turn])
-        gray = _luma(images)
-        reference = torch.where(operation == CONTRAST, gray.mean((2, 3), keepdim=True), gray)
-        reference = torch.where(operation == BRIGHTNESS, 0.0, reference)
-        images = _blend(images, reference, blends[:, turn])
-        turned = (order[:, turn] == HUE).nonzero()[:, 0]
-        if len(turned):
-            where, factor = send(turned, device), send(factors[turned, HUE], device)
-            images = images.index_copy(0, where, adjust_hue(images[where], factor))
-    return images
-
-
-class Digits(Pipeline):
-    """Views of handwritten digits: rotation, shift, scale, shear, contrast and pixel noise; no flip, no colour.
-
-    `rotation` and `shear` are in degrees, the others fractions; each value is the reach of a uniform draw around
-    "unchanged", `noise` the largest standard deviation of the pixel noise.
-    """
-
-    def __init__(
-        self,
-        rotation: float = 20,
-        shift: float = 0.2,
-        scale: float = 0.2,
-        shear: float = 10,
-        contrast: float = 0.3,
-        noise: float = 0.1,
-    ):
-        for name, value in (("scale", scale), ("contrast", contrast)):
-            if not 0 <= value < 1:
-                raise UserError(f"augmentation.{name} must lie in [0, 1), not {value}")
-        for name, value, most in (
-            ("rotation", rotation, 360),
-            ("shift", shift, 1),
-            ("shear", shear, 89),
-            ("noise", noise, 1),
-        ):
-            if not 0 <= value <= most:
-                raise UserError(f"augmentation.{name} must lie between 0 and {most}, not {value}")
-        self.rotation, self.shear = math.radians(rotation), math.radians(shear)
-        self.shift, self.scale, self.contrast, self.noise = shift, scale, contrast, noise
-
-    def draw(self, n: int, size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Angles in radians, shifts in fractions of the image, factors, and the noise of every pixel."""
-        return {
-            "angle": _uniform(n, -self.rotation, self.rotation, generator),
-            "shift": _uniform(2 * n, -self.shift, self.shift, generator).view(n, 2),
-            "scale": _uniform(n, 1 - self.scale, 1 + self.scale, generator),
-            "shear": _uniform(n, -self.shear, self.shear, generator),
-            "contrast": _uniform(n, 1 - self.contrast, 1 + self.contrast, generator),
-            "noise": _uniform(n, 0, self.noise, generator).view(n, 1, 1, 1)
-            * torch.randn(n, 1, size, size, generator=generator),
-        }
-
-    def apply(self, images: Tensor, draws: dict[str, Tensor], cropped: bool = False) -> Tensor:
-        """The views `(B, C, H, W)` of float images in [0, 1]."""
-        draws = {name: send(parameter, images.device) for name, parameter in draws.items()}
-        images = affine(images, draws["angle"], draws["shift"], draws["scale"], draws["shear"])
-        return (adjust_contrast(images, draws["contrast"]) + draws["noise"]).clamp(0, 1)

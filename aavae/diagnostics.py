@@ -15,6 +15,11 @@ def log_weights(objective: NegativeELBO, output: Output, x: Tensor) -> Tensor:
     return log_importance_weight(output, objective.log_px_given_z(output, x))
 
 
+def dequantisation(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """What 8-bit images in [0, 1] may have lost to rounding: uniform in [0, 1/255), on the CPU."""
+    return torch.rand(shape, generator=generator) / 255
+
+
 def shifted(output: Output, x: Tensor, offset: Tensor) -> tuple[Output, Tensor]:
     """The same reconstruction held against targets moved by `offset`, the dequantisation noise."""
     return output._replace(view=output.view + offset), x + offset

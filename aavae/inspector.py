@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from aavae.augmentations import Pipeline
 from aavae.batchnorm import recalibrated
 from aavae.datasets import Dataset, to_float
 from aavae.figures import reconstruction_figure
 from aavae.model import AutoEncoder
+from aavae.pipelines import Pipeline
 from aavae.probes import Representation, images_to
 from aavae.probes.knn import KNN
 from aavae.runtime import Precision, generator_for

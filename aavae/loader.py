@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aavae.augmentations import Pipeline, crop_draws
+from aavae.augmentations import crop_draws
 from aavae.datasets import Dataset, Split, to_float
 from aavae.errors import UserError
+from aavae.pipelines import Pipeline
 from aavae.runtime import Processes, generator_for, send
 
 

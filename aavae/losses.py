@@ -61,9 +61,9 @@ def bits_per_dim(log_px: Tensor, dims: int) -> Tensor:
 class NegativeELBO:
     """−E log p(x|z) + β·KL(q(z|view) ‖ p(z)) with a Gaussian likelihood (paper Eq. 1–3; β = 0 is AAVAE).
 
-    `target=original` reconstructs the clean image, `view` the encoder's input. `kl=mc` estimates the KL from the sample.
-    `scale_param` says whether log_scale is the log-variance or the log of the standard deviation. Raises UserError for a
-    value out of range.
+    `target=original` reconstructs the clean image, `view` the encoder's input. `kl=mc` estimates the KL from the
+    sample. `scale_param` says whether log_scale is the log-variance or the log of the standard deviation. Raises
+    UserError for a value out of range.
     """
 
     variational = True

@@ -87,6 +87,11 @@ class AutoEncoder(nn.Module):
         """Whether the encoder gives a distribution over z."""
         return self.projection.logvar is not None
 
+    @property
+    def samples(self) -> bool:
+        """Whether z is drawn, so that there is a density to estimate."""
+        return self.variational and self.sample == "reparam"
+
     def encode(self, x: Tensor) -> Output:
         """Everything up to μ and log σ² for images `(B, C, H, W)`."""
         h = self.encoder(x)

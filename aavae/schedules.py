@@ -35,7 +35,7 @@ class Schedule:
 
     @property
     def extendable(self) -> bool:
-        """Whether more epochs only append steps: true for a constant schedule, whose past does not depend on its end."""
+        """Whether more epochs only append steps: the past of a constant schedule does not depend on its end."""
         return self.shape == "constant"
 
 

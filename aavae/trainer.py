@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from aavae import checkpoint
-from aavae.augmentations import Pipeline
 from aavae.console import Reporter
 from aavae.datasets import Dataset
-from aavae.diagnostics import agreement, density, latent_statistics, log_weights, shifted
+from aavae.diagnostics import agreement, density, dequantisation, latent_statistics, log_weights, shifted
 from aavae.errors import UserError
 from aavae.inspector import Inspector
 from aavae.loader import Batch, Loader
 from aavae.loggers import Loggers
-from aavae.model import AutoEncoder
+from aavae.model import AutoEncoder, Output
+from aavae.pipelines import Pipeline
 from aavae.runtime import Interrupted, Precision, Processes, Signals, generator_for, seed_for, send
 from aavae.schedules import Schedule
 
@@ -29,9 +29,9 @@ class Trainer:
     """Trains an autoencoder; every draw is a function of (seed, step, position in the batch of all processes).
 
     `optimizer` and `schedule` are functions of the model and of the steps per epoch. `clean_pass=every_step` runs the
-    clean images through encoder and projection before each step, which moves BatchNorm's statistics as the released code
-    does; with `off`, probes see a copy of the encoder with recalibrated statistics. Raises UserError for values out of
-    range.
+    clean images through encoder and projection before each step, which moves BatchNorm's statistics as the released
+    code does; with `off`, probes see a copy of the encoder with recalibrated statistics. Raises UserError for values
+    out of range.
     """
 
     def __init__(
@@ -164,18 +164,17 @@ class Trainer:
         return self._normalized(self.augmentation.apply(batch.source[rows], part, batch.cropped))
 
     @torch.no_grad()
-    def _clean_pass(self, x: Tensor):
+    def _clean_pass(self, x: Tensor) -> Output | None:
         return self.model.encode(x) if self.clean_pass == "every_step" else None
 
     @torch.no_grad()
-    def _diagnostics(self, output, x: Tensor, clean) -> dict[str, Tensor]:
-        metrics = latent_statistics(output)
-        noise = None
-        if self.model.variational and self.model.sample == "reparam":
+    def _diagnostics(self, output: Output, x: Tensor, clean: Output | None) -> dict[str, Tensor]:
+        metrics, noise = latent_statistics(output), None
+        if self.model.samples:
             generator = generator_for(self.seed, "diagnostics", self.step)
             noise = torch.randn(output.mu.shape, generator=generator).to(self.device)
             std = x.new_tensor(self.dataset.std)
-            offset = torch.rand(x.shape, generator=generator).to(self.device) / 255 / std.view(1, 3, 1, 1)
+            offset = dequantisation(x.shape, generator).to(self.device) / std.view(1, 3, 1, 1)
             weights = log_weights(self.loss, output, x)
             weights_8bit = log_weights(self.loss, *shifted(output, x, offset))
             metrics |= density(weights[None], weights_8bit[None], x[0].numel(), std)
@@ -313,7 +312,7 @@ class Trainer:
         self._saved = time.monotonic()
 
     def restore(self, state: dict, origin: str) -> None:
-        """Continue from a checkpoint. Raises UserError if it does not fit, or if `epochs` cannot be what is asked for."""
+        """Continue from a checkpoint. Raises UserError if it does not fit, or cannot be trained to `epochs`."""
         if state["steps_per_epoch"] != self.loader.steps_per_epoch:
             raise UserError(
                 f"{origin} was trained with {state['steps_per_epoch']} steps per epoch, this run has "

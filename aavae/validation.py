@@ -5,10 +5,10 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from aavae.augmentations import Pipeline
 from aavae.datasets import Dataset, Split, to_float
-from aavae.diagnostics import active_units, agreement, density, latent_statistics, log_weights, shifted
+from aavae.diagnostics import active_units, agreement, density, dequantisation, latent_statistics, log_weights, shifted
 from aavae.model import AutoEncoder
+from aavae.pipelines import Pipeline
 from aavae.runtime import Precision, generator_for
 
 
@@ -51,9 +51,8 @@ class Validator:
         draws = self.augmentation.draw(n, source.shape[-1], generator)
         view = dataset.normalize(self.augmentation.apply(source, draws)) if self.augmentation.augments else x
         noise = torch.randn(self.samples + 1, n, d, generator=generator).to(self.device)
-        offset = torch.rand(x.shape, generator=generator).to(self.device) / 255
         std = x.new_tensor(dataset.std)
-        offset = offset / std.view(1, 3, 1, 1)
+        offset = dequantisation(x.shape, generator).to(self.device) / std.view(1, 3, 1, 1)
         terms: list[dict[str, Tensor]] = []
         weights, weights_8bit = [], []
         with precision.autocast():
@@ -62,12 +61,11 @@ class Validator:
             for sample_noise in noise[: self.samples if model.variational else 1]:
                 output = model.decode(code, sample_noise)
                 terms.append(objective(output, x))
-                if model.variational and model.sample == "reparam":
+                if model.samples:
                     weights.append(log_weights(objective, output, x))
                     weights_8bit.append(log_weights(objective, *shifted(output, x, offset)))
         metrics = {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
         if weights:
             metrics |= density(torch.stack(weights), torch.stack(weights_8bit), x[0].numel(), std)
-        sampled = model.variational and model.sample == "reparam"
-        metrics |= agreement(clean_code, output, noise[-1] if sampled else None) | latent_statistics(code)
+        metrics |= agreement(clean_code, output, noise[-1] if model.samples else None) | latent_statistics(code)
         return metrics, clean_code.mu

@@ -1,5 +1,7 @@
 """What is logged beside the loss, and validation over a whole split."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -128,8 +130,13 @@ def test_active_units_are_those_whose_mean_moves():
 # ---- A whole split ------------------------------------------------------------------------------------------------
 
 
+@cache
+def config(*overrides: str):
+    return build.compose([*SMALL, *overrides])
+
+
 def validate(*overrides: str, samples: int = 3, batch_size: int = 5, model=None, split=None) -> dict[str, float]:
-    cfg = build.compose([*SMALL, *overrides])
+    cfg = config(*overrides)
     data = build.dataset(cfg).load()
     model = model or build.model(cfg, data)
     validator = Validator(data, build.augmentation(cfg, data), samples, batch_size, 0, CPU)
@@ -159,7 +166,7 @@ def test_every_promised_number_is_measured_and_finite(method, names, absent):
 
 @pytest.mark.parametrize("batch_size", [5, 12])  # five leaves a smaller last batch, which is not dropped
 def test_validation_is_the_mean_over_all_images_in_eval_mode(batch_size):
-    cfg = build.compose([*SMALL, "method=ae"])
+    cfg = config("method=ae")
     data = build.dataset(cfg).load()
     model = build.model(cfg, data)
     numbers = validate("method=ae", model=model, batch_size=batch_size)
@@ -171,7 +178,7 @@ def test_validation_is_the_mean_over_all_images_in_eval_mode(batch_size):
 
 
 def test_validation_changes_neither_weights_nor_statistics_nor_mode():
-    model = build.model(build.compose(SMALL)).train()
+    model = build.model(config()).train()
     before = {k: t.clone() for k, t in model.state_dict().items()}
     validate(model=model)
     assert all(torch.equal(before[k], t) for k, t in model.state_dict().items())
@@ -199,7 +206,7 @@ def test_more_samples_tighten_the_bound():
 
 
 def test_the_bound_over_a_split_is_scipy_s():
-    model = build.model(build.compose([*SMALL, "method=vae"]))
+    model = build.model(config("method=vae"))
     decode, seen = model.decode, []
 
     def spy(encoded, noise):
@@ -219,6 +226,6 @@ def test_the_bound_over_a_split_is_scipy_s():
 
 
 def test_a_split_of_one_image_is_measured_without_complaint():
-    data = build.dataset(build.compose(SMALL)).load()
+    data = build.dataset(config()).load()
     one = Split(data["pretrain_val"].images[:1])
     assert validate("method=ae", split=one)["active_units"] == 0

@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tvf
 
-from aavae.augmentations import NoAugmentation, SimCLR, crop_boxes, crop_draws
+from aavae.augmentations import crop_boxes, crop_draws
 from aavae.datasets import Dataset, Split
 from aavae.datasets.folder import ImageFolder
 from aavae.errors import UserError
 from aavae.loader import Loader
+from aavae.pipelines import NoAugmentation, SimCLR
 from aavae.runtime import Processes, generator_for
 
 CPU = torch.device("cpu")

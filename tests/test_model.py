@@ -1,6 +1,7 @@
 """The autoencoder: sizes and names as released, and what `model(x, noise)` gives."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -14,8 +15,13 @@ from aavae.model import AutoEncoder, Projection
 SMALL = ("dataset=synthetic", "encoder=resnet_tiny", "decoder=resnet_tiny", "latent_dim=6")
 
 
+@cache
+def config(*overrides: str):
+    return build.compose([*SMALL, *overrides])
+
+
 def build_model(*overrides: str) -> AutoEncoder:
-    return build.model(build.compose([*SMALL, *overrides]))
+    return build.model(config(*overrides))
 
 
 def meta_model(*overrides: str) -> AutoEncoder:
@@ -167,7 +173,7 @@ def test_sample_mean_decodes_mu_whatever_the_noise(x, noise, several):
     assert torch.equal(output.x_hat, model(x, torch.zeros_like(drawn)).x_hat)
 
 
-@pytest.mark.parametrize("decoder", ["resnet18", "resnet50", "resnet50w4", "resnet_tiny"])
+@pytest.mark.parametrize("decoder", ["resnet18", "resnet50w2"])
 @pytest.mark.parametrize(
     "encoder",
     [
@@ -187,7 +193,7 @@ def test_any_encoder_works_with_any_decoder(encoder, decoder):
 
 @pytest.mark.parametrize("overrides", [["method=vae", "loss.learn_scale=true"], ["method=aaae"]], ids=["vae", "aaae"])
 def test_every_learned_number_gets_a_gradient(overrides, x, noise):
-    cfg = build.compose([*SMALL, *overrides])
+    cfg = config(*overrides)
     model = build.model(cfg)
     build.loss(cfg)(model(x, noise[0]), x)["loss"].backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -197,7 +203,7 @@ def test_every_learned_number_gets_a_gradient(overrides, x, noise):
 
 @pytest.mark.parametrize("method", ["vae", "aavae_mean", "ae"])
 def test_bf16_autocast_keeps_code_and_losses_in_float32(method, x, noise):
-    cfg = build.compose([*SMALL, f"method={method}"])
+    cfg = config(f"method={method}")
     model, objective = build.model(cfg), build.loss(cfg)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(x, noise[0])
@@ -212,7 +218,7 @@ def test_bf16_autocast_keeps_code_and_losses_in_float32(method, x, noise):
 
 
 def test_float64_stays_float64(x, noise):
-    cfg = build.compose([*SMALL, "method=vae"])
+    cfg = config("method=vae")
     model = build.model(cfg).double()
     output = model(x.double(), noise[0].double())
     assert output.x_hat.dtype is torch.float64
