@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aavae.batchnorm import recalibrated
-from aavae.datasets import Dataset, to_float
+from aavae.datasets import Dataset, sample, to_float
 from aavae.figures import reconstruction_figure
 from aavae.model import AutoEncoder
 from aavae.pipelines import Pipeline
@@ -50,8 +50,7 @@ class Inspector:
         the kNN's accuracy, or without labels the negative validation loss."""
         splits = {"val": self.dataset["pretrain_val"]}
         if self.validate_train:
-            n = min(len(splits["val"]), len(self.dataset["pretrain"]))
-            splits["train_eval"] = self.dataset["pretrain"].take(torch.arange(n))
+            splits["train_eval"] = sample(self.dataset["pretrain"], len(splits["val"]))
         metrics = {}
         for name, split in splits.items():
             values = self.validator.run(self.model, self.loss, split, self.precision)
@@ -71,9 +70,9 @@ class Inspector:
         return recalibrated(encoder, self._clean_images())
 
     def _clean_images(self) -> Iterator[Tensor]:
-        n = min(self.recalibration_images, len(self.dataset["pretrain"]))
+        some = sample(self.dataset["pretrain"], self.recalibration_images)
         with self.precision.autocast():
-            for images in self.dataset["pretrain"].take(torch.arange(n)).batches(min(500, n)):
+            for images in some.batches(500):
                 if len(images) < 2:
                     continue  # one image has no variance
                 yield self.dataset.normalize(self.dataset.target(to_float(images.to(self.device))))
@@ -96,8 +95,7 @@ class Inspector:
     @torch.no_grad()
     def draw_reconstructions(self, path: Path, epoch: float, n: int = 10) -> None:
         """Write a picture of validation images, their views, and what the decoder makes of each view's μ."""
-        split = self.dataset["pretrain_val"]
-        images = next(iter(split.take(torch.arange(min(n, len(split)))).batches(n)))
+        images = next(iter(sample(self.dataset["pretrain_val"], n).batches(n)))
         source = to_float(images.to(self.device))
         x = view = self.dataset.normalize(self.dataset.target(source))
         if self.augmentation.augments:

@@ -18,6 +18,8 @@ from aavae.probes import Representation, images_to, record
 from aavae.runtime import Signals, only_one
 from aavae.trainer import Trainer
 
+PIXEL_BYTES = 8 * 2**30  # a baseline of raw pixels that needs more memory is left out
+
 
 class Run:
     """A run of `trainer` under `cfg` in `folder`; `command` is what the user types to continue it."""
@@ -74,12 +76,9 @@ class Run:
     def _resume(self) -> dict:
         """Put the trainer where `resume` says; returns what the loggers remembered."""
         how = str(self.cfg.resume)
-        for stale in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-            stale.unlink(missing_ok=True)
+        self._remove(".*.tmp")  # of a process that was killed while it wrote
         if how == "never":
-            for pattern in (checkpoint.LAST, checkpoint.PREVIOUS, "epoch_*.pt", "results.json"):
-                for stale in self.folder.glob(pattern):
-                    stale.unlink(missing_ok=True)
+            self._remove(checkpoint.LAST, checkpoint.PREVIOUS, "epoch_*.pt", "results.json")
             return {}
         source = self.folder if how == "auto" else Path(how)
         if source.is_dir():
@@ -96,6 +95,11 @@ class Run:
         if note:
             self.reporter.say(note)
         return state["loggers"] if how == "auto" else {}
+
+    def _remove(self, *patterns: str) -> None:
+        for stale in (p for pattern in patterns for p in self.folder.glob(pattern)):
+            if self.trainer.processes.leads:
+                stale.unlink(missing_ok=True)
 
     def _refuse_another_run(self, state: dict) -> None:
         before, now = build.identity_config(state["config"]), build.identity_config(self.config)
@@ -146,11 +150,13 @@ class Run:
         t = self.trainer
         # Its BatchNorm statistics are measured too: with the initial 0 and 1 it would be a worse, and unfair, baseline.
         untrained = t.inspector.recalibrate(t.untrained_encoder.to(t.device))
-        return [
-            t.inspector.representation("h", t.inspector.probe_encoder()),
-            Representation("pixels", images_to(lambda x: x, t.dataset, t.device), t.dataset),
-            t.inspector.representation("h_untrained", untrained),
-        ]
+        compared = [t.inspector.representation("h", t.inspector.probe_encoder())]
+        pixels = 3 * t.dataset.image_size**2 * 4 * len(t.dataset["train"])
+        if pixels <= PIXEL_BYTES:
+            compared.append(Representation("pixels", images_to(lambda x: x, t.dataset, t.device), t.dataset))
+        else:
+            self.reporter.say(f"raw pixels are left out: they would take {pixels / 2**30:.0f} GiB")
+        return [*compared, t.inspector.representation("h_untrained", untrained)]
 
     def _evaluate(self, logger) -> None:
         t, began = self.trainer, time.monotonic()

@@ -222,7 +222,9 @@ class Trainer:
             self._accumulate(self.train_step(batch, measure=due))
             at_end = self.step % self.loader.steps_per_epoch == 0
             self.closed = not at_end
-            stop = self.processes.any(signals.received is not None, self.device)
+            stop = signals.received is not None
+            if self.processes.world > 1:  # all stop at the same step, and agree about it only where they wait anyway
+                stop = (due or at_end) and self.processes.any(stop, self.device)
             if due or at_end or stop:
                 self._log()
             if at_end and not stop:

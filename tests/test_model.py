@@ -150,7 +150,7 @@ def test_sigma_has_a_floor(x, noise):
     model = build_model().eval()
     model.projection.logvar.weight.data.fill_(-1e6)
     output = model(x, noise[0])
-    torch.testing.assert_close(output.sigma, torch.full((4, 6), 1e-6))
+    torch.testing.assert_close(output.sigma, torch.full((4, 6), 1e-6), rtol=1e-3, atol=0)
     assert output.x_hat.isfinite().all()
 
 

@@ -109,6 +109,11 @@ def seeded_split(n: int, first: int) -> tuple[Tensor, Tensor]:
     return order[:first], order[first:]
 
 
+def sample(split, n: int):
+    """n images of `split`, or all if it has no more: drawn once and for all, since files may lie in order of class."""
+    return split if n >= len(split) else split.take(seeded_split(len(split), n)[0])
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Float images in [0, 1] → uint8, rounded."""
     return (images * 255).round().to(torch.uint8)

@@ -59,13 +59,16 @@ def read_labelled(path: Path, image_size: int, num_classes: int) -> tuple[Tensor
     return tuple(out)
 
 
+HELD_OUT = 10_000  # images at most: more would only make validation slow
+
+
 class ImageFolder(Dataset):
     """Your own images: a folder or zip with class folders, split into `train/` and `test/` or not, or without labels.
 
-    What is not split already is split under seed 42: a tenth of the training images for validation and, without a
-    `test/` part, a tenth for test. `in_memory=false` streams the images through `workers` processes. `mean` and `std`
-    are computed from the training images where they are not given; `stem=by_size` is cifar up to 64 pixels, stl up to
-    128, then imagenet.
+    What is not split already is split under seed 42: a tenth of the training images, 10,000 at most, for validation
+    and, without a `test/` part, as many for test. `in_memory=false` streams the images through `workers` processes.
+    `mean` and `std` are computed from the training images where they are not given; `stem=by_size` is cifar up to 64
+    pixels, stl up to 128, then imagenet.
     """
 
     name = "image_folder"
@@ -119,7 +122,8 @@ class ImageFolder(Dataset):
         names = dict(self.parts)
         for part in ("test", "val") if self.classes else ("val",):
             if part not in names:
-                kept, held = seeded_split(len(names["train"]), len(names["train"]) - len(names["train"]) // 10)
+                n = len(names["train"])
+                kept, held = seeded_split(n, n - min(n // 10, HELD_OUT))
                 pool = names["train"]
                 names["train"], names[part] = ([pool[i] for i in sorted(index.tolist())] for index in (kept, held))
         if not all(names.values()):
@@ -152,8 +156,8 @@ def _mean_and_std(split: Split | StreamedSplit, images: int = 10_000) -> tuple[l
 class ImageNet(ImageFolder):
     """ImageNet-1k from `path/train/<class>/` and `path/val/<class>/`, by default streamed.
 
-    `val/` is the test split; a tenth of the training images is held out. The target is resized to 256 (in proportion)
-    and centre-cropped; strengths and normalisation as spec §1.5.
+    `val/` is the test split; 10,000 training images are held out. The target is resized to 256 (in proportion) and
+    centre-cropped; strengths and normalisation as spec §1.5.
     """
 
     name = "imagenet"

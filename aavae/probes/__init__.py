@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from aavae.datasets import Dataset, Split, to_float
+from aavae.datasets import Dataset, Split, sample, to_float
 
 
 class Representation:
@@ -33,9 +33,9 @@ class Representation:
         return features, split.labels.to(features.device)
 
     def limit(self, split: str, n: int) -> "Representation":
-        """The same, with only the first n images of `split`."""
+        """The same, with only n images of `split`."""
         if len(self.dataset[split]) > n:
-            self._features[split] = self.of(self.dataset[split].take(torch.arange(n)))
+            self._features[split] = self.of(sample(self.dataset[split], n))
         return self
 
 

@@ -1,0 +1,1 @@
+"""One short script per paper table or figure, and what they share."""
