@@ -86,9 +86,6 @@ def _compose(overrides: tuple[str, ...]) -> DictConfig:
             f"{group} has no option {option!r}{guess} The options are: {options}".replace("'.", "'")
         ) from error
     except (HydraException, OmegaConfBaseException) as error:
-        for override in OverridesParser.create().parse_overrides(overrides=list(overrides)):
-            if not override.key_or_group.startswith("hydra") and not _is_group(override):
-                _check(override, _compose_cached(()))
         raise UserError(_one_line(error)) from error
 
 
@@ -108,7 +105,10 @@ def _check(override: Override, schema: DictConfig) -> None:
     key = override.key_or_group
     parts = key.split(".")
     if "kwargs" in parts[:-1] and OmegaConf.select(schema, ".".join(parts[: parts.index("kwargs") + 1])) is not None:
-        return  # arguments of somebody else's constructor, who will judge them
+        # Arguments of somebody else's constructor, who will judge them.
+        if not override.is_add() and not override.is_force_add() and OmegaConf.select(schema, key) is None:
+            raise UserError(f"{key} is not set so far; add it with +{override.input_line}")
+        return
     known = [*_keys(schema), *_groups()]
     if key not in known:
         near = difflib.get_close_matches(key, known, 1)
@@ -199,6 +199,9 @@ def augmentation(cfg: DictConfig, data=None):
 def loss(cfg: DictConfig):
     """The objective."""
     node = OmegaConf.to_container(cfg.loss, resolve=True)
+    if node.get("kl") == "mc" and node.get("sample") == "mean":
+        # It would score a noise that z never saw, and could be made as small as one likes by σ → ∞.
+        raise UserError("loss.kl=mc needs loss.sample=reparam; with loss.sample=mean use loss.kl=analytic")
     return _component({k: v for k, v in node.items() if k not in MODEL_ARGUMENTS})
 
 
@@ -209,10 +212,15 @@ def architecture(cfg: DictConfig, data=None) -> dict:
     decoder = OmegaConf.to_container(cfg.decoder, resolve=True)
     if decoder.get("stem") == "auto":  # the decoder mirrors the encoder it stands behind
         decoder["stem"] = encoder.get("stem", data.stem)
+    decoder = _ask(decoder, data)
+    if decoder.get("image_size", data.image_size) != data.image_size:
+        raise UserError(
+            f"decoder.image_size={decoder['image_size']} is not the {data.image_size} of the dataset; leave it at auto"
+        )
     objective = OmegaConf.to_container(cfg.loss, resolve=True)
     return {
         "encoder": encoder,
-        "decoder": _ask(decoder, data),
+        "decoder": decoder,
         "latent_dim": cfg.latent_dim,
         "variational": loss(cfg).variational,
         **{k: objective[k] for k in MODEL_ARGUMENTS if k in objective},

@@ -68,4 +68,4 @@ def agreement(clean: Output, output: Output, noise: Tensor | None = None) -> dic
 
 def active_units(mu: Tensor, threshold: float = 0.01) -> Tensor:
     """How many latents of μ `(N, D)` have a variance above the threshold (Burda et al. 2016, §5.2)."""
-    return (mu.var(0) > threshold).sum().to(torch.float32)
+    return (mu.var(0, correction=0) > threshold).sum().to(torch.float32)

@@ -36,13 +36,12 @@ class Inspector:
         val_samples: int,
         recalibration_images: int,
         knn_images: int,
-        batch_size: int,
     ):
         self.model, self.loss, self.augmentation, self.dataset = model, loss, augmentation, dataset
         self.seed, self.device, self.precision, self.recalibrates = seed, device, precision, recalibrates
         self.validate_train = validate_train
         self.recalibration_images, self.knn_images = recalibration_images, knn_images
-        self.validator = Validator(dataset, augmentation, val_samples, min(batch_size, 500), seed, device)
+        self.validator = Validator(dataset, augmentation, val_samples, seed, device)
         self.knn = KNN(splits=("val",))
 
     def validate(self) -> tuple[dict[str, float], float]:

@@ -1,5 +1,6 @@
 """The autoencoder: encoder → projection → (μ, log σ²) → z → decoder."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -73,6 +74,8 @@ class AutoEncoder(nn.Module):
             raise UserError(f"latent_dim must be 1 or more, not {latent_dim}")
         if sample not in SAMPLES:
             raise UserError(f"loss.sample must be one of {', '.join(SAMPLES)}, not {sample!r}")
+        if not math.isfinite(log_scale):
+            raise UserError(f"loss.log_scale must be a finite number, not {log_scale}")
         self.latent_dim, self.sample = latent_dim, sample
         if variational:
             self.log_scale = nn.Parameter(torch.tensor([float(log_scale)]), requires_grad=learn_scale)

@@ -126,6 +126,13 @@ class Processes:
                     dist.all_reduce(p.grad, op=dist.ReduceOp.SUM)
                     p.grad /= self.world
 
+    def average(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean of `values` over all processes."""
+        if self.world > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.SUM)
+            values = values / self.world
+        return values
+
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether `flag` is set in any process, so that all of them stop at the same step."""
         if self.world == 1:

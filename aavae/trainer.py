@@ -101,7 +101,7 @@ class Trainer:
         self.checkpoint_epochs, self.save_minutes = tuple(checkpoint_epochs), save_minutes
         self.inspector = Inspector(
             model, loss, augmentation, dataset,
-            seed=seed, device=device, precision=precision, recalibrates=clean_pass == "off", batch_size=batch_size,
+            seed=seed, device=device, precision=precision, recalibrates=clean_pass == "off",
             validate_train=validate_train, val_samples=val_samples, knn_images=knn_images,
             recalibration_images=recalibration_images,
         )  # fmt: skip
@@ -229,13 +229,17 @@ class Trainer:
                 self._log()
             if at_end and not stop:
                 self._close_epoch()
-            elif due and time.monotonic() - self._saved > 60 * self.save_minutes:
+            elif due and self._time_to_save():
                 self.save()
             if stop:
                 self.save()
                 raise Interrupted(signals.received or signal.SIGTERM)
             if self.step >= self.total_steps:
                 return
+
+    def _time_to_save(self) -> bool:
+        # The clocks of several processes differ; one that waits for the others to save must not wait alone.
+        return self.processes.any(time.monotonic() - self._saved >= 60 * self.save_minutes, self.device)
 
     def _accumulate(self, terms: dict[str, Tensor]) -> None:
         for name, value in terms.items():
@@ -246,7 +250,9 @@ class Trainer:
         if not self._sums:
             return
         # The one place in the loop that waits for the device.
-        metrics = {f"train/{name}": float(total) / count for name, (total, count) in self._sums.items()}
+        values = torch.stack([(total / count).float() for total, count in self._sums.values()])
+        values = self.processes.average(values).tolist()
+        metrics = {f"train/{name}": value for name, value in zip(self._sums, values, strict=True)}
         steps = self._sums["loss"][1]
         self._sums = {}
         now, (then, before) = time.monotonic(), self._mark
@@ -284,7 +290,7 @@ class Trainer:
             self.save()
             if self.processes.leads:
                 checkpoint.keep(self.folder, f"epoch_{epoch}.pt")
-        elif last or time.monotonic() - self._saved >= 60 * self.save_minutes:
+        elif last or self._time_to_save():
             self.save()
         self._mark = (time.monotonic(), self.step)
 

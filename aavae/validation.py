@@ -11,18 +11,19 @@ from aavae.model import AutoEncoder
 from aavae.pipelines import Pipeline
 from aavae.runtime import Precision, generator_for
 
+BATCH = 128  # not that of training, on which the draws would depend then
+
 
 class Validator:
     """Measures a model on a split in eval mode, with `samples` latent samples per image.
 
-    Views and noise are functions of (seed, position) alone, so that every epoch is judged by the same draws.
+    Views and noise are functions of (seed, position) alone, so that every epoch, and every batch size of a sweep, is
+    judged by the same draws.
     """
 
-    def __init__(
-        self, dataset: Dataset, augmentation: Pipeline, samples: int, batch_size: int, seed: int, device: torch.device
-    ):
+    def __init__(self, dataset: Dataset, augmentation: Pipeline, samples: int, seed: int, device: torch.device):
         self.dataset, self.augmentation = dataset, augmentation
-        self.samples, self.batch_size, self.seed, self.device = samples, batch_size, seed, device
+        self.samples, self.seed, self.device = samples, seed, device
 
     @torch.no_grad()
     def run(self, model: AutoEncoder, objective, split: Split, precision: Precision) -> dict[str, float]:
@@ -31,7 +32,7 @@ class Validator:
         model.eval()
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
         mus = []
-        for i, images in enumerate(split.batches(self.batch_size)):
+        for i, images in enumerate(split.batches(BATCH)):
             metrics, mu = self._batch(model, objective, images, i, precision)
             mus.append(mu)
             for name, value in metrics.items():

@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # the networks are too small for two threads to pay
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

@@ -81,6 +81,11 @@ class ResNetDecoder(nn.Module):
             raise UserError(f"decoder.block must be basic or bottleneck, not {block!r}")
         if stem not in STEM_DIVISOR:
             raise UserError(f"the decoder knows the stems {', '.join(STEM_DIVISOR)}, not {stem!r}")
+        if len(layers) != 4 or not all(isinstance(n, int) and n > 0 for n in (*layers, channels, head_channels)):
+            raise UserError(
+                "decoder.layers must be four depths, decoder.channels and head_channels widths, of 1 or more; "
+                f"not {layers}, {channels}, {head_channels}"
+            )
         divisor = STEM_DIVISOR[stem]
         if image_size < divisor or image_size % divisor:
             raise UserError(

@@ -20,8 +20,10 @@ def resnet(block: str, layers: list[int], channels: int = 64, stem: str = "cifar
         raise UserError(f"encoder.block must be one of {', '.join(BLOCKS)}, not {block!r}")
     if stem not in STEMS:
         raise UserError(f"encoder.stem must be auto or one of {', '.join(STEMS)}, not {stem!r}")
-    if len(layers) != 4 or min(layers) < 1 or channels < 1:
-        raise UserError(f"encoder.layers must be four positive depths and channels positive, not {layers}, {channels}")
+    if len(layers) != 4 or not all(isinstance(n, int) and n > 0 for n in (*layers, channels)):
+        raise UserError(
+            f"encoder.layers must be four positive depths and encoder.channels a positive width, not {layers}, {channels}"
+        )
     widths = tuple(channels * 2**i for i in range(4))
     net = ResNet(BLOCKS[block], tuple(layers), num_classes=0, channels=widths, zero_init_last=False)
     kernel, stride = (3, 1) if stem == "cifar" else (7, 2)

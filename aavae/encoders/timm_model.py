@@ -1,5 +1,7 @@
 """Any timm model by name, as an encoder."""
 
+import difflib
+
 import timm
 from torch import nn
 
@@ -14,7 +16,7 @@ def timm_model(name: str, image_size: int, kwargs: dict | None = None) -> nn.Mod
     arguments it refuses, and for a model that cannot take images of `image_size`.
     """
     if name not in timm.list_models():
-        near = timm.list_models(f"*{name}*")[:5]
+        near = difflib.get_close_matches(str(name).split(".")[0], timm.list_models(), 5)
         raise UserError(f"timm has no model {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
     arguments = dict(kwargs or {})
     if refused := [k for k in arguments if k.startswith(("pretrained", "checkpoint", "cache"))]:
@@ -22,9 +24,10 @@ def timm_model(name: str, image_size: int, kwargs: dict | None = None) -> nn.Mod
     try:
         net = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
         net.output_dim = measure_output_dim(net, image_size)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except Exception as error:  # timm's models raise what they like
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(
-            f"timm model {name} cannot be built for {image_size}×{image_size} images "
-            f"({str(error).splitlines()[0]}); some take encoder.kwargs.img_size={image_size}"
+            f"timm model {name} cannot be built for {image_size}×{image_size} images ({reason}); "
+            f"some take +encoder.kwargs.img_size={image_size}"
         ) from error
     return net
