@@ -22,7 +22,7 @@ def resnet(block: str, layers: list[int], channels: int = 64, stem: str = "cifar
         raise UserError(f"encoder.stem must be auto or one of {', '.join(STEMS)}, not {stem!r}")
     if len(layers) != 4 or not all(isinstance(n, int) and n > 0 for n in (*layers, channels)):
         raise UserError(
-            f"encoder.layers must be four positive depths and encoder.channels a positive width, not {layers}, {channels}"
+            f"encoder.layers must be four positive depths, encoder.channels a positive width; not {layers}, {channels}"
         )
     widths = tuple(channels * 2**i for i in range(4))
     net = ResNet(BLOCKS[block], tuple(layers), num_classes=0, channels=widths, zero_init_last=False)
