@@ -36,8 +36,8 @@ def estimate(trainer: Trainer, repeats: int = 2) -> dict[str, float]:
     return {"steps": trainer.total_steps, "seconds": per_step * trainer.total_steps, "memory": memory}
 
 
-def print_estimate(trainer: Trainer) -> None:
-    """Say what the run would take, without validation and final evaluation."""
+def print_estimate(trainer: Trainer) -> float:
+    """Say what the run would take, without validation and final evaluation; returns the seconds."""
     found = estimate(trainer)
     where = "on the GPU" if trainer.device.type == "cuda" else "of main memory, with a part of the batch"
     say = Reporter().say
@@ -47,3 +47,4 @@ def print_estimate(trainer: Trainer) -> None:
     say(f"time        about {duration(found['seconds'])} of training on {trainer.device}, {trainer.precision.name}")
     say(f"memory      {found['memory'] / 2**30:.1f} GiB {where}")
     say("dry run: nothing was written")
+    return found["seconds"]

@@ -62,7 +62,8 @@ class Run:
                 failed = False
             except KeyboardInterrupt as error:
                 self._status("interrupted", type(error).__name__)
-                self._say_how_to_continue()
+                self.reporter.say(f"stopped at step {self.trainer.step:,}; continue with\n  {self.command}")
+                error.said = True
                 raise
             except BaseException as error:
                 self._status("failed", f"{type(error).__name__}: {error}")
@@ -212,6 +213,3 @@ class Run:
         status = {"state": state, "reason": reason, "step": t.step, "epoch": t.epoch, "score": t.score}
         status |= {"command": self.command, "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         self._write("status.json", json.dumps(status, indent=1) + "\n")
-
-    def _say_how_to_continue(self) -> None:
-        self.reporter.say(f"stopped at step {self.trainer.step:,}; continue with\n  {self.command}")

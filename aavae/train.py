@@ -28,7 +28,8 @@ def main() -> None:
         print(f"aavae-train: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt as error:
-        print("aavae-train: interrupted", file=sys.stderr)
+        if not getattr(error, "said", False):
+            print("aavae-train: interrupted", file=sys.stderr)
         code = 128 + getattr(error, "signum", signal.SIGINT)
     sys.exit(code)
 
@@ -44,8 +45,10 @@ def _main(argv: list[str]) -> int:
     overrides = arguments.overrides
     _register_resolvers(overrides)
     if arguments.multirun:
-        for job in _jobs(overrides):
-            build.compose(job, arguments.config_dir)
+        jobs = [(job, build.compose(job, arguments.config_dir)) for job in _jobs(overrides)]
+        if any(cfg.dry_run for _, cfg in jobs):
+            _dry_run(jobs)
+            return 0
         return _launch(_Task())
     if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
         return _launch(_Task())
@@ -56,11 +59,25 @@ def _main(argv: list[str]) -> int:
         # Built before Hydra creates a folder, so that bad input leaves nothing behind.
         trainer = _build(cfg, processes)
         if cfg.dry_run:
-            from aavae.estimate import print_estimate
-
-            print_estimate(trainer)
+            _estimate(trainer)
             return 0
         return _launch(_Task(trainer))
+
+
+def _estimate(trainer) -> float:
+    from aavae.estimate import print_estimate
+
+    return print_estimate(trainer)
+
+
+def _dry_run(jobs: list[tuple[list[str], DictConfig]]) -> None:
+    from aavae.console import duration
+
+    seconds = 0.0
+    for i, (overrides, cfg) in enumerate(jobs):
+        print(f"job {i}: {' '.join(overrides)}", flush=True)
+        seconds += _estimate(_build(cfg, None))
+    print(f"{len(jobs)} jobs, about {duration(seconds)} of training one after the other")
 
 
 def _jobs(overrides: list[str]) -> list[list[str]]:

@@ -264,6 +264,13 @@ def test_a_dry_run_estimates_and_writes_nothing(train, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_of_a_sweep_estimates_every_job(train, tmp_path):
+    ended = train("-m", "trainer=debug", "dry_run=true", "batch_size=16,32")
+    assert ended.code == 0, ended.err
+    assert "32 (2 epochs of 16)" in ended.out and "16 (2 epochs of 8)" in ended.out and "2 jobs" in ended.out
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(train, tmp_path):
     jobs = ("-m", "trainer=debug", "sweep.name=lengths", "trainer.max_steps=1", "probe=knn", "batch_size=16,9999,32")
     ended = train(*jobs)

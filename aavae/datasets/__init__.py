@@ -60,6 +60,7 @@ class Dataset(ABC):
 
     def __init__(self):
         self.splits: dict[str, Split] = {}
+        self._sent: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
     def read(self, device: torch.device) -> dict[str, Split]:
@@ -84,8 +85,11 @@ class Dataset(ABC):
         return images
 
     def _constants(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (1, 3, 1, 1)
-        return images.new_tensor(self.mean).view(shape), images.new_tensor(self.std).view(shape)
+        # Sent to the device once: a step that sent them would wait for the device.
+        key = (images.device, images.dtype)
+        if key not in self._sent:
+            self._sent[key] = tuple(images.new_tensor(c).view(1, 3, 1, 1) for c in (self.mean, self.std))
+        return self._sent[key]
 
     def normalize(self, images: Tensor) -> Tensor:
         """Images in [0, 1] → normalised units."""
