@@ -94,6 +94,12 @@ def generator_for(*keys) -> torch.Generator:
     return torch.Generator().manual_seed(seed_for(*keys))
 
 
+def seed_default(device: torch.device, seed: int) -> None:
+    """Seed torch's own generator of `device`, which dropout draws from (`torch.manual_seed` would seed all devices')."""
+    seeders = {"cuda": torch.cuda.manual_seed, "mps": torch.mps.manual_seed}
+    seeders.get(device.type, torch.default_generator.manual_seed)(seed)
+
+
 def send(t: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`t` on `device`, without waiting for the device: to CUDA from pinned memory, asynchronously."""
     return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not t.is_cuda else t.to(device)

@@ -21,7 +21,7 @@ from aavae.loader import Batch, Loader
 from aavae.loggers import Loggers
 from aavae.model import AutoEncoder, Output
 from aavae.pipelines import Pipeline
-from aavae.runtime import Interrupted, Precision, Processes, Signals, generator_for, seed_for, send
+from aavae.runtime import Interrupted, Precision, Processes, Signals, generator_for, seed_default, seed_for, send
 from aavae.schedules import Schedule
 
 
@@ -142,7 +142,7 @@ class Trainer:
         # For the batch of all processes, of which each takes its rows: the numbers do not depend on how many there are.
         total, mine = self.loader.batch_size, self.loader.share
         draws = self.augmentation.draw(total, size, generator_for(self.seed, "augmentation", self.step))
-        torch.manual_seed(seed_for(self.seed, "dropout", self.step))
+        seed_default(self.device, seed_for(self.seed, "dropout", self.step))
         noise = None
         if self.model.variational:
             noise = torch.randn(total, self.model.latent_dim, generator=generator_for(self.seed, "noise", self.step))
