@@ -145,7 +145,6 @@ def affine(images: Tensor, angle: Tensor, translate: Tensor, scale: Tensor, shea
 
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 
 
 def color_jitter(images: Tensor, factors: Tensor, order: Tensor, chosen: Tensor) -> Tensor:
@@ -156,7 +155,6 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor, chosen: Tensor)
     """
     device = images.device
     order = torch.where(chosen[:, None], order, -1)
-    factors = torch.where(chosen[:, None], factors, torch.tensor(NEUTRAL))
     # The factor of each turn's blend; 1 leaves an image as it is: where it has no turn, and where hue has its turn.
     blends = torch.where((order >= 0) & (order != HUE), factors.gather(1, order.clamp(min=0)), 1.0)
     operations, blends = send(order, device), send(blends, device)
@@ -203,6 +201,6 @@ def crop_boxes(draws: Tensor, height: int, width: int, scale, ratio) -> tuple[Te
     w = torch.where(found, w.gather(1, first)[:, 0], float(fallback_w))
     h = torch.where(found, h.gather(1, first)[:, 0], float(fallback_h))
     u, v = draws[:, -2], draws[:, -1]
-    top = torch.where(found, (u * (height - h + 1)).floor().clamp(max=height - 1), ((height - h) / 2).floor())
-    left = torch.where(found, (v * (width - w + 1)).floor().clamp(max=width - 1), ((width - w) / 2).floor())
+    top = torch.where(found, (u * (height - h + 1)).floor(), ((height - h) / 2).floor())
+    left = torch.where(found, (v * (width - w + 1)).floor(), ((width - w) / 2).floor())
     return torch.minimum(top, height - h), torch.minimum(left, width - w), h, w

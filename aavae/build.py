@@ -4,10 +4,9 @@ Imports torch only when something is built, so that a config is composed and che
 """
 
 import difflib
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib import resources
 from pathlib import Path
 
 import hydra
@@ -19,12 +18,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from aavae.errors import UserError
 
-# What does not change the trained weights is no part of a run's identity.
-NOT_IDENTITY = (
-    "data_dir", "dataset.data_dir", "dataset.path", "dataset.workers", "device", "dry_run", "epochs", "logger", "probe",
-    "resume", "sweep", "trainer.checkpoint_epochs", "trainer.knn_images", "trainer.log_every", "trainer.max_steps",
-    "trainer.save_minutes", "trainer.val_samples", "trainer.validate_every", "trainer.validate_train",
-)  # fmt: skip
 MODEL_ARGUMENTS = ("log_scale", "learn_scale", "sample")  # of the loss group, but owned by the model
 FOREIGN = ("",)  # a config, unlike a checkpoint, may name any module
 
@@ -37,16 +30,21 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Dic
 
     Raises UserError for an unknown key (also with `+` and `++`), an unknown option or a value of the wrong type.
     """
+    if config_dir and not Path(config_dir).is_dir():
+        raise UserError(f"there is no folder {config_dir} with configs")
     overrides = [*overrides, *([f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else [])]
     try:
         parsed = OverridesParser.create().parse_overrides(overrides=overrides)
     except HydraException as error:
-        raise UserError(f"cannot read the overrides: {_one_line(error)}") from error
-    parsed = [o for o in parsed if not o.key_or_group.startswith("hydra.")]
+        hint = "values with spaces or brackets want quotes of their own: 'dataset.path=\"a (1).zip\"'"
+        raise UserError(f"cannot read the overrides: {_one_line(error)}; {hint}") from error
+    parsed = [o for o in parsed if not o.key_or_group.startswith(("hydra.", "hydra/"))]
     groups = tuple(o.input_line for o in parsed if _is_group(o))
     for override in parsed:
         if _is_group(override) and (override.is_add() or override.is_force_add()):
             raise UserError(f"write {override.input_line.lstrip('+')}, without the +: there is one choice a group")
+        if _is_group(override) and (override.is_delete() or override.value() is None):
+            raise UserError(f"{override.key_or_group} cannot be left out; choose another of its options")
     searchpath = tuple(o for o in overrides if o.startswith("hydra."))
     schema = _compose(groups + searchpath)
     for override in parsed:
@@ -56,9 +54,18 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Dic
     return _compose(tuple(overrides))
 
 
-@lru_cache(maxsize=64)
+def folder(overrides: Sequence[str], key: str) -> str | None:
+    """Where Hydra will put a run (`hydra.run.dir`) or sweep (`hydra.sweep.dir`); None if only Hydra itself can tell."""
+    try:
+        with hydra.initialize_config_module("aavae.conf", version_base="1.3"):
+            return OmegaConf.select(hydra.compose("config", list(overrides), return_hydra_config=True), key)
+    except (HydraException, OmegaConfBaseException):
+        return None
+
+
+@cache
 def _groups() -> frozenset[str]:
-    root = Path(__import__("aavae.conf", fromlist=["conf"]).__file__).parent
+    root = Path(str(resources.files("aavae.conf")))
     return frozenset(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_dir() and p.name != "__pycache__")
 
 
@@ -77,16 +84,18 @@ def _compose(overrides: tuple[str, ...]) -> DictConfig:
         return _compose_cached(overrides).copy()
     except MissingConfigException as error:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
-        if not group or not error.options:
+        if group not in _groups():
             raise UserError(_one_line(error)) from error
-        near = difflib.get_close_matches(option, error.options, 1)
-        guess = f"; did you mean {near[0]}?" if near else ""
-        options = ", ".join(error.options)
-        raise UserError(
-            f"{group} has no option {option!r}{guess} The options are: {options}".replace("'.", "'")
-        ) from error
-    except (HydraException, OmegaConfBaseException) as error:
+        near = difflib.get_close_matches(option, options(group), 1)
+        guess = f"; did you mean {near[0]}?" if near else "."
+        raise UserError(f"{group} has no option {option!r}{guess} It has {', '.join(options(group))}") from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(_one_line(error)) from error
+
+
+def options(group: str) -> list[str]:
+    """The names one can choose from in `group`."""
+    return sorted(p.name[:-5] for p in (resources.files("aavae.conf") / group).iterdir() if p.name.endswith(".yaml"))
 
 
 def _one_line(error: Exception) -> str:
@@ -145,40 +154,19 @@ def plain(cfg: DictConfig) -> dict:
     return OmegaConf.to_container(cfg, resolve=True)
 
 
-def to_yaml(cfg: DictConfig) -> str:
-    """The resolved config as YAML that OmegaConf reads back."""
-    return OmegaConf.to_yaml(OmegaConf.create(plain(cfg)))
-
-
-def identity_config(config: dict) -> dict[str, object]:
-    """The part of a plain config that decides the trained weights, as `{dotted key: value}`."""
-    flat: dict[str, object] = {}
-
-    def walk(node: dict, prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict) and value:
-                walk(value, f"{prefix}{key}.")
-            else:
-                flat[prefix + key] = value
-
-    walk(config, "")
-    return {k: v for k, v in flat.items() if not any(k == n or k.startswith(f"{n}.") for n in NOT_IDENTITY)}
-
-
-def identity(config: dict) -> str:
-    """A short hash of what decides the trained weights; the name of a run's folder."""
-    text = json.dumps(identity_config(config), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+def to_yaml(config: dict) -> str:
+    """A plain config as YAML that OmegaConf reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(config))
 
 
 # ---- Objects ------------------------------------------------------------------------------------------------------
 
 
-def _component(node, facts: object = None, **arguments):
+def _component(node, facts: object = None):
     from aavae.checkpoint import component
 
     node = node if isinstance(node, dict) else OmegaConf.to_container(node, resolve=True)
-    return component(_ask(node, facts), FOREIGN, **arguments)
+    return component(_ask(node, facts), FOREIGN)
 
 
 def _ask(node: dict, facts: object) -> dict:
@@ -235,12 +223,8 @@ def model(cfg: DictConfig, data=None):
     from aavae.runtime import seed_for
 
     described = architecture(cfg, data)
-    if cfg.latent_dim < 1:
-        raise UserError(f"latent_dim must be 1 or more, not {cfg.latent_dim}")
     torch.manual_seed(seed_for(cfg.seed, "init"))
-    built = assemble(described, FOREIGN)
-    built.architecture = described
-    return built
+    return assemble(described, FOREIGN)
 
 
 def probes(cfg: DictConfig, data=None) -> list:
@@ -274,6 +258,7 @@ def trainer(cfg: DictConfig, processes=None):
     augment, net = augmentation(cfg, data), model(cfg, data)
     settings = OmegaConf.to_container(cfg.optimizer, resolve=True)
     scale, reference = settings.pop("scale_with_batch_size"), settings.pop("reference_batch")
+    reference = data.reference_batch if reference == "auto" else reference
     factor = optim.batch_size_scale(cfg.batch_size, reference) if scale else 1.0
     settings["lr"] *= factor
     return Trainer(

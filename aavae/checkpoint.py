@@ -3,8 +3,6 @@
 import contextlib
 import importlib
 import json
-import os
-import shutil
 from pathlib import Path
 
 import safetensors
@@ -12,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from aavae import files
 from aavae.errors import UserError
 from aavae.model import AutoEncoder
 
@@ -23,47 +22,15 @@ ARCHITECTURES = ("aavae.encoders.", "aavae.decoders.")
 # ---- Files --------------------------------------------------------------------------------------------------------
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a file whole or not at all: to a temporary name, flushed to disk, renamed."""
-    with _whole(path) as handle:
-        handle.write(data.encode() if isinstance(data, str) else data)
-
-
-@contextlib.contextmanager
-def _whole(path: Path):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        if path.name == LAST and path.exists():
-            os.replace(path, path.with_name(PREVIOUS))
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise UserError(f"cannot write {path}: {cause}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save(path: Path, state: dict) -> None:
     """Save a checkpoint atomically; the `last.pt` before it is kept as `previous.pt`.
 
     Raises UserError where it cannot be written; what was there before then still is.
     """
-    with _whole(path) as handle:
+    if path.name == LAST and path.exists():
+        files.also_as(path, PREVIOUS)  # so that there is a last.pt at every moment
+    with files.whole(path) as handle:
         torch.save(state | {"format": FORMAT}, handle)
-
-
-def keep(folder: Path, name: str) -> None:
-    """Keep what is now `last.pt` under another name as well, without writing it twice where the disk has hard links."""
-    target = folder / name
-    target.unlink(missing_ok=True)
-    try:
-        os.link(folder / LAST, target)
-    except OSError:
-        shutil.copyfile(folder / LAST, target)
 
 
 def load(path: Path) -> dict:
@@ -157,21 +124,26 @@ def component(node: dict, allowed: tuple[str, ...] = ARCHITECTURES, **facts) -> 
 
 
 def assemble(architecture: dict, allowed: tuple[str, ...] = ARCHITECTURES) -> AutoEncoder:
-    """The model that an `architecture` (plain dict: encoder, decoder, and the arguments of AutoEncoder) describes."""
+    """The model that an `architecture` (plain dict: encoder, decoder, and the arguments of AutoEncoder) describes; it
+    keeps the description as its `architecture`. Raises UserError for a description from which nothing can be built."""
     arguments = dict(architecture)
+    if (latent_dim := arguments.get("latent_dim", 1)) < 1:
+        raise UserError(f"latent_dim must be 1 or more, not {latent_dim}")
     try:
         encoder = component(arguments.pop("encoder"), allowed)
         facts = {"latent_dim": arguments["latent_dim"], "hidden_dim": encoder.output_dim}
-        return AutoEncoder(encoder, component(arguments.pop("decoder"), allowed, **facts), **arguments)
+        model = AutoEncoder(encoder, component(arguments.pop("decoder"), allowed, **facts), **arguments)
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"no model can be built from this description: {type(error).__name__} {error}") from error
+    model.architecture = architecture
+    return model
 
 
 def save_encoder(path: Path, encoder: nn.Module, facts: dict) -> None:
     """Write the encoder's tensors as safetensors, with `facts` (architecture, mean, std, …) as JSON metadata."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
-    write_atomically(path, safetensors.torch.save(tensors, metadata))
+    files.write(path, safetensors.torch.save(tensors, metadata))
 
 
 def _located(path: str | Path, names: tuple[str, ...]) -> Path:

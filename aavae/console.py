@@ -66,6 +66,7 @@ class Reporter:
 
 
 FEATURES = {"h": "h (this run)", "pixels": "raw pixels", "h_untrained": "untrained encoder"}
+PROBES = {"few_label_1": "1-NN, 1 label", "few_label_5": "1-NN, 5 labels", "knn": "kNN", "linear_cached": "linear"}
 
 
 def results_table(records: list[dict]) -> Table:
@@ -74,11 +75,10 @@ def results_table(records: list[dict]) -> Table:
     spread = {(r["probe"], r["feature"]): r["value"] for r in test if r["metric"].endswith("_sd")}
     values = {(r["probe"], r["feature"]): r["value"] for r in test if not r["metric"].endswith("_sd")}
     probes = list(dict.fromkeys(p for p, _ in values))
-    names = {"few_label_1": "1-NN, 1 label", "few_label_5": "1-NN, 5 labels", "linear_cached": "linear", "knn": "kNN"}
     table = Table(title="Test accuracy, % (protocols in results.json)", title_justify="left")
     table.add_column("features", no_wrap=True)
     for probe in probes:
-        table.add_column(names.get(probe, probe), justify="right", no_wrap=True)
+        table.add_column(PROBES.get(probe, probe), justify="right", no_wrap=True)
     for feature in dict.fromkeys(f for _, f in values):
         cells = []
         for probe in probes:

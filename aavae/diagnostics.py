@@ -15,9 +15,9 @@ def log_weights(objective: NegativeELBO, output: Output, x: Tensor) -> Tensor:
     return log_importance_weight(output, objective.log_px_given_z(output, x))
 
 
-def dequantisation(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """What 8-bit images in [0, 1] may have lost to rounding: uniform in [0, 1/255), on the CPU."""
-    return torch.rand(shape, generator=generator) / 255
+def dequantisation(x: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
+    """What the 8-bit images behind `x` `(B, 3, H, W)` may have lost to rounding: uniform in [0, 1/255) / std."""
+    return (torch.rand(x.shape, generator=generator) / 255).to(x.device) / std.view(1, 3, 1, 1)
 
 
 def shifted(output: Output, x: Tensor, offset: Tensor) -> tuple[Output, Tensor]:

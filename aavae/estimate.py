@@ -40,7 +40,7 @@ def print_estimate(trainer: Trainer) -> float:
     """Say what the run would take, without validation and final evaluation; returns the seconds."""
     found = estimate(trainer)
     where = "on the GPU" if trainer.device.type == "cuda" else "of main memory, with a part of the batch"
-    say = Reporter().say
+    say = Reporter(quiet=not trainer.processes.leads).say
     parameters = sum(p.numel() for p in trainer.model.parameters())
     say(f"model       {parameters:,} parameters")
     say(f"steps       {found['steps']:,} ({trainer.epochs} epochs of {trainer.loader.steps_per_epoch})")

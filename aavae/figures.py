@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from aavae.checkpoint import write_atomically
+from aavae import files
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces its font cache
 
@@ -34,4 +34,4 @@ def reconstruction_figure(path: Path, rows: dict[str, Tensor], title: str) -> No
     )  # fmt: skip
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    files.write(path, buffer.getvalue())

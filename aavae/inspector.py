@@ -19,7 +19,7 @@ from aavae.validation import Validator
 
 
 class Inspector:
-    """Looks at `model` without changing it; `recalibrate` says whether probes get recalibrated BatchNorm statistics."""
+    """Looks at `model` without changing it; if it `recalibrates`, probes see a copy with new BatchNorm statistics."""
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 class Loader:
     """Batches of `batch_size` (all processes together) from the `pretrain` split, the incomplete last one dropped.
 
-    Raises UserError if the batch size is below 1, larger than the training set, or 1 (BatchNorm needs two).
+    Raises UserError if the batch size is below 2 (BatchNorm needs two images) or larger than the training set.
     """
 
     def __init__(
@@ -73,4 +73,4 @@ class Loader:
                 yield [(index, draw, scale, ratio) for index, draw in pairs]
 
         for clean, source in self.split.stream(requests()):
-            yield Batch(to_float(clean.to(self.device)), to_float(source.to(self.device)), cropped=crops)
+            yield Batch(to_float(send(clean, self.device)), to_float(send(source, self.device)), cropped=crops)

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from aavae.checkpoint import write_atomically
+from aavae import files
 from aavae.errors import UserError
 
 
@@ -36,7 +36,7 @@ class MetricsFile:
                         kept.append(line)
                 except (json.JSONDecodeError, KeyError):
                     break  # the line that was being written when the process died
-        write_atomically(path, "".join(f"{line}\n" for line in kept))
+        files.write(path, "".join(f"{line}\n" for line in kept))
         self._handle = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
 
     def log(self, metrics: dict[str, float], step: int, epoch: float) -> None:

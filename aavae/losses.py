@@ -58,6 +58,11 @@ def bits_per_dim(log_px: Tensor, dims: int) -> Tensor:
     return -log_px / (dims * math.log(2))
 
 
+def target_of(output: Output, x: Tensor, target: str) -> Tensor:
+    """What the decoder has to reconstruct: the clean images `x` (`original`), or the encoder's input (`view`)."""
+    return x if target == "original" else output.view
+
+
 class NegativeELBO:
     """−E log p(x|z) + β·KL(q(z|view) ‖ p(z)) with a Gaussian likelihood (paper Eq. 1–3; β = 0 is AAVAE).
 
@@ -80,10 +85,6 @@ class NegativeELBO:
                 raise UserError(f"loss.{name} must be {' or '.join(options)}, not {value!r}")
         self.beta, self.scale_param, self.kl, self.target = beta, scale_param, kl, target
 
-    def target_of(self, output: Output, x: Tensor) -> Tensor:
-        """What the decoder has to reconstruct."""
-        return x if self.target == "original" else output.view
-
     def scale(self, output: Output) -> Tensor:
         """Standard deviation of the likelihood, `(1,)`, in normalised pixel units."""
         log_scale = full(output.log_scale)
@@ -91,7 +92,7 @@ class NegativeELBO:
 
     def log_px_given_z(self, output: Output, x: Tensor) -> Tensor:
         """log p(x|z) of the target, in nats: `(B,)` or `(K, B)`."""
-        return log_likelihood(self.target_of(output, x), output.x_hat, self.scale(output))
+        return log_likelihood(target_of(output, x, self.target), output.x_hat, self.scale(output))
 
     def divergence(self, output: Output) -> Tensor:
         """KL(q(z|view) ‖ p(z)), analytic or from the sample: `(B,)` or `(K, B)`."""
@@ -108,10 +109,11 @@ class NegativeELBO:
         return {"loss": loss, "nll": nll.detach(), "kl": kl.detach(), "neg_elbo": (nll + kl).detach()}
 
 
-class ReconstructionError:
+class ReconstructionLoss:
     """The autoencoder's squared error: the mean over all dimensions, or half the sum per image (`half_sum`).
 
-    `target=view` is what the released code calls AAAE, `original` is a denoising autoencoder (spec §0.1).
+    `target=view` is what the released code calls AAAE, `original` is a denoising autoencoder (spec §0.1, §1.4). Raises
+    UserError for an unknown target or reduction.
     """
 
     variational = False
@@ -124,7 +126,6 @@ class ReconstructionError:
         self.target, self.reduction = target, reduction
 
     def __call__(self, output: Output, x: Tensor) -> dict[str, Tensor]:
-        target = full(x if self.target == "original" else output.view)
-        squared = (full(output.x_hat) - target) ** 2
+        squared = (full(output.x_hat) - full(target_of(output, x, self.target))) ** 2
         loss = squared.mean() if self.reduction == "mean" else 0.5 * squared.sum((1, 2, 3)).mean()
         return {"loss": loss}

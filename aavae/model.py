@@ -55,8 +55,8 @@ class Projection(nn.Module):
 class AutoEncoder(nn.Module):
     """The (variational) autoencoder; it owns every learned number, the likelihood's `log_scale` too.
 
-    `sample=mean` sets z = μ, the control without latent noise. Raises UserError for a latent dimension below 1 or an
-    unknown `sample`.
+    `sample=mean` sets z = μ, the control without latent noise. Raises UserError for a latent dimension below 1, an
+    unknown `sample`, or a `log_scale` that is not finite.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class AutoEncoder(nn.Module):
         return self.projection.logvar is not None
 
     @property
-    def samples(self) -> bool:
+    def stochastic(self) -> bool:
         """Whether z is drawn, so that there is a density to estimate."""
         return self.variational and self.sample == "reparam"
 

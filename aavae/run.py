@@ -7,27 +7,45 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 
-from aavae import build, checkpoint
-from aavae.checkpoint import write_atomically
+from aavae import checkpoint, files
 from aavae.console import Reporter, duration, results_table
 from aavae.errors import UserError
+from aavae.identity import identity_config
 from aavae.loggers import Beginning, Loggers
 from aavae.probes import Representation, images_to, record
-from aavae.runtime import Signals, only_one
+from aavae.runtime import Signals
 from aavae.trainer import Trainer
 
 PIXEL_BYTES = 8 * 2**30  # a baseline of raw pixels that needs more memory is left out
 
 
 class Run:
-    """A run of `trainer` under `cfg` in `folder`; `command` is what the user types to continue it."""
+    """A run of `trainer` in `folder`, judged by `probes` and told to `logger`.
 
-    def __init__(self, cfg: DictConfig, trainer: Trainer, folder: Path, command: str, name: str, group: str | None):
-        self.cfg, self.trainer, self.folder, self.command = cfg, trainer, folder, command
+    `config` is the plain, resolved config, which goes into every checkpoint, and `config_yaml` its text; `command` is
+    what the user types to continue; `name` and `group` (the sweep) are for dashboards.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        probes: list,
+        logger: Loggers,
+        folder: Path,
+        *,
+        config: dict,
+        config_yaml: str,
+        resume: str,
+        command: str,
+        name: str,
+        group: str | None,
+    ):
+        self.trainer, self.probes, self.folder = trainer, probes, folder
+        self.logger = logger if trainer.processes.leads else Loggers({})
+        self.config, self.config_yaml, self.resume, self.command = config, config_yaml, resume, command
         self.name, self.group = name, group
-        self.config = build.plain(cfg)
+        self._probes_before: dict | None = None  # of the checkpoint
         self.reporter = Reporter(quiet=not trainer.processes.leads)
         self.facts = {
             "config": self.config,
@@ -42,22 +60,23 @@ class Run:
         Raises UserError for a folder that cannot be continued, and KeyboardInterrupt after saving on SIGINT or SIGTERM.
         """
         leads = self.trainer.processes.leads
-        with only_one(self.folder) if leads else contextlib.nullcontext():
+        with files.only_one(self.folder) if leads else contextlib.nullcontext():
             remembered = self._resume()
             if (records := self._finished()) is not None:
                 self.reporter.say(f"{self._shown_folder()} is finished ({self.trainer.epoch:g} epochs); its results:")
                 self.reporter.console.print(results_table(records))
                 return self.trainer.score
-            logger, failed = build.loggers(self.cfg) if leads else Loggers({}), True
+            logger, failed = self.logger, True
+            self._remove("results.json")  # of fewer epochs, or of other probes
             try:
                 logger.start(Beginning(self.folder, self.trainer.step, self.config, self.name, self.group, remembered))
-                self._write("config.yaml", build.to_yaml(self.cfg))
+                self._write("config.yaml", self.config_yaml)
                 self._status("running")
                 self._banner()
                 with Signals() as signals:
                     self.trainer.fit(self.folder, logger, self.reporter, signals, self.facts)
                 if leads:
-                    self._evaluate(logger)
+                    self._evaluate()
                 self._status("done")
                 failed = False
             except KeyboardInterrupt as error:
@@ -76,7 +95,7 @@ class Run:
 
     def _resume(self) -> dict:
         """Put the trainer where `resume` says; returns what the loggers remembered."""
-        how = str(self.cfg.resume)
+        how = self.resume
         self._remove(".*.tmp")  # of a process that was killed while it wrote
         if how == "never":
             self._remove(checkpoint.LAST, checkpoint.PREVIOUS, "epoch_*.pt", "results.json")
@@ -88,11 +107,15 @@ class Run:
             state, note = checkpoint.load(source), None
         if state is None:
             if how != "auto":
-                raise UserError(f"resume={how}: there is no checkpoint in this folder")
+                raise UserError(f"there is no checkpoint in {how}")
             return {}
+        own = list(self.folder.glob("*.pt"))
         if how == "auto":
             self._refuse_another_run(state)
+        elif source.absolute() not in (self.folder, *own) and own:
+            raise UserError(f"{self.folder} holds a run already; name another hydra.run.dir= for resume={how}")
         self.trainer.restore(state, str(source))
+        self._probes_before = state["config"]["probe"]
         if note:
             self.reporter.say(note)
         return state["loggers"] if how == "auto" else {}
@@ -103,7 +126,7 @@ class Run:
                 stale.unlink(missing_ok=True)
 
     def _refuse_another_run(self, state: dict) -> None:
-        before, now = build.identity_config(state["config"]), build.identity_config(self.config)
+        before, now = identity_config(state["config"]), identity_config(self.config)
         changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
         ways_out = "name another hydra.run.dir=, or start it afresh with resume=never"
         if changed:
@@ -114,13 +137,14 @@ class Run:
             raise UserError(f"{self.folder} holds a run on other images than those given now; {ways_out}")
 
     def _finished(self) -> list[dict] | None:
-        """The results of a run that has nothing left to do."""
+        """The results of a run that has nothing left to do: trained to the end, and judged by the probes asked for."""
         path = self.folder / "results.json"
         if not path.exists() or not self.trainer.step >= self.trainer.total_steps or not self.trainer.closed:
             return None
+        same_probes = self._probes_before == self.config["probe"]
         with contextlib.suppress(json.JSONDecodeError):  # then it is evaluated again
             records = json.loads(path.read_text())
-            if records and records[0]["epoch"] == self.trainer.epoch:
+            if records and records[0]["epoch"] == self.trainer.epoch and same_probes:
                 return records
         return None
 
@@ -159,14 +183,14 @@ class Run:
             self.reporter.say(f"raw pixels are left out: they would take {pixels / 2**30:.0f} GiB")
         return [*compared, t.inspector.representation("h_untrained", untrained)]
 
-    def _evaluate(self, logger) -> None:
+    def _evaluate(self) -> None:
         t, began = self.trainer, time.monotonic()
         self._save_encoder()
         records = []
         if t.dataset.labelled:
             self.reporter.say(f"probing     {', '.join(self.config['probe'])}")
             for representation in self.representations():
-                for probe in build.probes(self.cfg):
+                for probe in self.probes:
                     records += probe.run(representation, t.dataset)
         else:
             loss = t.inspector.validation_loss()
@@ -176,8 +200,8 @@ class Run:
         records = [r | {"epoch": epoch} for r in records]
         self._write("results.json", json.dumps(records, indent=1) + "\n")
         t.inspector.draw_reconstructions(self.folder / "reconstructions.png", epoch)
-        logger.picture("reconstructions", self.folder / "reconstructions.png", t.step)
-        logger.results(records)
+        self.logger.picture("reconstructions", self.folder / "reconstructions.png", t.step)
+        self.logger.results(records)
         scores = [r["value"] for r in records if (r["probe"], r["feature"], r["split"]) == ("knn", "h", "val")]
         t.score = scores[0] if scores else t.score
         if t.dataset.labelled:
@@ -206,7 +230,7 @@ class Run:
 
     def _write(self, name: str, text: str) -> None:
         if self.trainer.processes.leads:
-            write_atomically(self.folder / name, text)
+            files.write(self.folder / name, text)
 
     def _status(self, state: str, reason: str | None = None) -> None:
         t = self.trainer

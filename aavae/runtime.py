@@ -1,12 +1,10 @@
 """Device, precision, stateless randomness, processes and signals."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -61,8 +59,8 @@ class Precision:
 def pick_precision(name: str, device: torch.device) -> Precision:
     """The precision `name`; auto is bf16 on CUDA that has it, else fp16 there, and float32 elsewhere.
 
-    tf32 switches TensorFloat-32 on for float32 matrix products, process-wide; fp32 switches it off. Raises UserError
-    for an unknown name, and for tf32 or fp16 without CUDA.
+    Process-wide, fp32 switches TensorFloat-32 off in float32 matrix products and convolutions, the others on.
+    Raises UserError for an unknown name, and for tf32 or fp16 without CUDA.
     """
     if name not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {name!r}")
@@ -95,7 +93,7 @@ def generator_for(*keys) -> torch.Generator:
 
 
 def seed_default(device: torch.device, seed: int) -> None:
-    """Seed torch's own generator of `device`, which dropout draws from (`torch.manual_seed` would seed all devices')."""
+    """Seed torch's own generator of `device`, which dropout draws from; `torch.manual_seed` would seed all devices."""
     seeders = {"cuda": torch.cuda.manual_seed, "mps": torch.mps.manual_seed}
     seeders.get(device.type, torch.default_generator.manual_seed)(seed)
 
@@ -195,16 +193,3 @@ class Signals:
     def __exit__(self, *exc):
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-
-
-@contextlib.contextmanager
-def only_one(folder: Path):
-    """Hold a run folder for this process; raises UserError if another process trains in it."""
-    with open(folder / ".lock", "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is training in {folder}; wait for it, or name another hydra.run.dir="
-            ) from error
-        yield

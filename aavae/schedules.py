@@ -44,6 +44,6 @@ def schedule(shape: str, warmup_epochs: float, steps_per_epoch: int, epochs: int
 
     Raises UserError for an unknown shape or a negative warm-up.
     """
-    if warmup_epochs < 0:
+    if not 0 <= warmup_epochs < math.inf:
         raise UserError(f"schedule.warmup_epochs must be 0 or more, not {warmup_epochs}")
     return Schedule(shape, round(warmup_epochs * steps_per_epoch), epochs * steps_per_epoch)

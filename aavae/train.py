@@ -3,20 +3,26 @@
 import contextlib
 import hashlib
 import itertools
+import os
 import shlex
+import shutil
 import signal
 import sys
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from aavae import build
 from aavae.errors import UserError
+from aavae.identity import identity
 
 
 def main() -> None:
@@ -41,14 +47,20 @@ def _terminated(signum, frame):
 
 
 def _main(argv: list[str]) -> int:
+    if "--version" in argv:
+        print(f"aavae {version('aavae')}")
+        return 0
     arguments = get_args_parser().parse_args(argv)
     overrides = arguments.overrides
+    if arguments.config_name or arguments.config_path:
+        raise UserError("there is one primary config; add your own with --config-dir and choose among them")
     _register_resolvers(overrides)
     if arguments.multirun:
         jobs = [(job, build.compose(job, arguments.config_dir)) for job in _jobs(overrides)]
         if any(cfg.dry_run for _, cfg in jobs):
             _dry_run(jobs)
             return 0
+        _make(build.folder(jobs[0][0] if jobs else [], "hydra.sweep.dir"))
         return _launch(_Task())
     if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
         return _launch(_Task())
@@ -57,11 +69,20 @@ def _main(argv: list[str]) -> int:
         return _launch(_Task())
     with _processes(cfg) as processes:
         # Built before Hydra creates a folder, so that bad input leaves nothing behind.
-        trainer = _build(cfg, processes)
+        built = _build(cfg, processes)
         if cfg.dry_run:
-            _estimate(trainer)
+            _estimate(built[0])
             return 0
-        return _launch(_Task(trainer))
+        _make(build.folder(overrides, "hydra.run.dir"))
+        return _launch(_Task(built))
+
+
+def _make(folder: str | None) -> None:
+    # Before Hydra does, which would show a traceback where it cannot.
+    try:
+        Path(folder or ".").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be made ({error}); name another hydra.run.dir=") from error
 
 
 def _estimate(trainer) -> float:
@@ -76,7 +97,7 @@ def _dry_run(jobs: list[tuple[list[str], DictConfig]]) -> None:
     seconds = 0.0
     for i, (overrides, cfg) in enumerate(jobs):
         print(f"job {i}: {' '.join(overrides)}", flush=True)
-        seconds += _estimate(_build(cfg, None))
+        seconds += _estimate(_build(cfg, None)[0])
     print(f"{len(jobs)} jobs, about {duration(seconds)} of training one after the other")
 
 
@@ -85,7 +106,10 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
     are left out."""
     fixed, swept = [], []
     for override in OverridesParser.create().parse_overrides(overrides=overrides):
-        if override.is_discrete_sweep():
+        if isinstance(override.value(), Glob):
+            names = override.value().filter(build.options(override.key_or_group))
+            swept.append([f"{override.get_key_element()}={name}" for name in names])
+        elif override.is_discrete_sweep():
             swept.append([f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()])
         elif not override.is_sweep_override():
             fixed.append(override.input_line)
@@ -99,68 +123,75 @@ def _register_resolvers(overrides: list[str]) -> None:
         given = sorted(o for o in overrides if not o.startswith("hydra."))
         return _root_.sweep.name or hashlib.sha256("\n".join(given).encode()).hexdigest()[:10]
 
-    def identity(*, _root_: DictConfig) -> str:
-        return build.identity(build.plain(_root_))
+    def named(*, _root_: DictConfig) -> str:
+        return identity(build.plain(_root_))
 
     OmegaConf.register_new_resolver("aavae_sweep", sweep, replace=True)
-    OmegaConf.register_new_resolver("aavae_identity", identity, replace=True)
+    OmegaConf.register_new_resolver("aavae_identity", named, replace=True)
 
 
-@contextlib.contextmanager
 def _processes(cfg: DictConfig):
     from aavae import runtime
 
-    with runtime.processes(runtime.pick_device(cfg.device)) as processes:
-        yield processes
+    return runtime.processes(runtime.pick_device(cfg.device))
 
 
-def _build(cfg: DictConfig, processes):
+def _build(cfg: DictConfig, processes) -> tuple:
+    """Trainer, probes and logger: what they cannot do is said now, not after hours."""
     trainer = build.trainer(cfg, processes)
-    build.probes(cfg, trainer.dataset)  # what they cannot do is said now, not after hours
-    build.loggers(cfg)
-    return trainer
+    return trainer, build.probes(cfg, trainer.dataset), build.loggers(cfg)
 
 
 class _Task:
     """What Hydra runs in each job's folder; it remembers failures, which Hydra would print with its own traceback."""
 
-    def __init__(self, trainer=None):
-        self.trainer = trainer  # of a single run, built already
+    def __init__(self, built: tuple | None = None):
+        self.built = built  # of a single run
         self.error: BaseException | None = None
         self.failed = 0
 
     def __call__(self, cfg: DictConfig) -> float | None:
         job = HydraConfig.get()
         folder = Path(job.runtime.output_dir)
-        sweeping = job.mode is not None and job.mode.name == "MULTIRUN"
+        sweeping = job.mode == RunMode.MULTIRUN
         try:
             with _processes(cfg) if sweeping else contextlib.nullcontext() as processes:
-                trainer = self.trainer or _build(cfg, processes)
+                built = self.built or _build(cfg, processes)
                 from aavae.run import Run
 
-                group = Path(job.sweep.dir).name if sweeping else None
-                name = job.job.override_dirname or str(cfg.method)
-                return Run(cfg, trainer, folder, _command(), name, group).go()
-        except UserError as error:
-            if not sweeping:
-                self.error = error
-                return None
-            print(f"aavae-train: job {job.job.num} ({job.job.override_dirname}) failed: {error}", file=sys.stderr)
+                config = build.plain(cfg)
+                return Run(
+                    *built,
+                    folder,
+                    config=config,
+                    config_yaml=build.to_yaml(config),
+                    resume=str(cfg.resume),
+                    command=_command(),
+                    name=job.job.override_dirname or config["method"],
+                    group=Path(job.sweep.dir).name if sweeping else None,
+                ).go()
         except KeyboardInterrupt as error:
             self.error = error
             raise
-        except Exception as error:  # a sweep goes on with its next job; a single run shows the traceback and stops
+        except Exception as error:  # a sweep goes on with its next job; a single run stops, for `main` to say why
             if not sweeping:
                 self.error = error
                 return None
-            traceback.print_exc()
+            if not isinstance(error, UserError):
+                traceback.print_exc()
             print(f"aavae-train: job {job.job.num} ({job.job.override_dirname}) failed: {error}", file=sys.stderr)
         finally:
-            if folder.is_dir() and {p.name for p in folder.iterdir()} <= {".lock"}:  # nothing was begun
-                (folder / ".lock").unlink(missing_ok=True)
-                folder.rmdir()
+            _remove_if_nothing_was_begun(folder)
         self.failed += 1
         return None
+
+
+def _remove_if_nothing_was_begun(folder: Path) -> None:
+    if folder.is_dir() and {p.name for p in folder.iterdir()} <= {".lock"}:
+        (folder / ".lock").unlink(missing_ok=True)
+        folder.rmdir()
+        with contextlib.suppress(OSError):  # not empty, or not there
+            Path("outputs").rmdir()
 
 
 def _launch(task: _Task) -> int:
@@ -174,8 +205,13 @@ def _launch(task: _Task) -> int:
 
 def _command() -> str:
     """The command that continues this run: the same, without the word that would start it afresh."""
-    program = ["python", "-m", "aavae.train"] if sys.argv[0].endswith("train.py") else [Path(sys.argv[0]).name]
-    return shlex.join([*program, *(a for a in sys.argv[1:] if not a.startswith("resume="))])
+    typed, name = sys.argv[0], Path(sys.argv[0]).name
+    program = [name if shutil.which(name) == shutil.which(typed) else typed]
+    if typed.endswith("train.py"):
+        program = ["python", "-m", "aavae.train"]
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        program = ["torchrun", f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}", "-m", "aavae.train"]
+    return shlex.join([*program, *(a for a in sys.argv[1:] if not a.lstrip("+").startswith("resume="))])
 
 
 if __name__ == "__main__":

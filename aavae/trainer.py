@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from aavae import checkpoint
+from aavae import checkpoint, files
 from aavae.console import Reporter
 from aavae.datasets import Dataset
 from aavae.diagnostics import agreement, density, dequantisation, latent_statistics, log_weights, shifted
@@ -74,11 +74,11 @@ class Trainer:
             ("trainer.knn_images", knn_images, 1),
             ("trainer.save_minutes", save_minutes, 0),
             ("trainer.max_steps", 0 if max_steps is None else max_steps, 0),
-            ("trainer.checkpoint_epochs", min(checkpoint_epochs, default=1), 1),
+            *(("trainer.checkpoint_epochs", epoch, 1) for epoch in checkpoint_epochs),
         ):
-            if value < least:
+            if not isinstance(value, int | float) or not value >= least:
                 raise UserError(f"{name} must be {least} or more, not {value}")
-        if clip is not None and clip <= 0:
+        if clip is not None and not (isinstance(clip, int | float) and clip > 0):
             raise UserError(f"trainer.clip must be positive or null, not {clip}")
         if clean_pass not in ("every_step", "off"):
             raise UserError(f"trainer.clean_pass must be every_step or off, not {clean_pass!r}")
@@ -119,13 +119,15 @@ class Trainer:
             view = self._view(batch, rows, draws, x)
             with self.precision.autocast():
                 clean = self._clean_pass(x)
+            # Apart: weights that autocast has cast without gradient must not be met again with one.
+            with self.precision.autocast():
                 output = self.model(view, None if noise is None else noise[rows])  # encode the augmented view,
                 part = self.loss(output, x)  # reconstruct the clean image
             self.scaler.scale(part["loss"] / self.accumulate).backward()
             for name, value in part.items():
                 terms[name] = terms[name] + value.detach() / self.accumulate
+        self.processes.average_gradients(self.model.parameters())  # first: all must see what overflowed in one
         self.scaler.unscale_(self.optimizer)
-        self.processes.average_gradients(self.model.parameters())
         if self.clip is not None:
             terms["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.scaler.step(self.optimizer)
@@ -170,11 +172,11 @@ class Trainer:
     @torch.no_grad()
     def _diagnostics(self, output: Output, x: Tensor, clean: Output | None) -> dict[str, Tensor]:
         metrics, noise = latent_statistics(output), None
-        if self.model.samples:
+        if self.model.stochastic:
             generator = generator_for(self.seed, "diagnostics", self.step)
             noise = torch.randn(output.mu.shape, generator=generator).to(self.device)
             std = x.new_tensor(self.dataset.std)
-            offset = dequantisation(x.shape, generator).to(self.device) / std.view(1, 3, 1, 1)
+            offset = dequantisation(x, std, generator)
             weights = log_weights(self.loss, output, x)
             weights_8bit = log_weights(self.loss, *shifted(output, x, offset))
             metrics |= density(weights[None], weights_8bit[None], x[0].numel(), std)
@@ -200,7 +202,7 @@ class Trainer:
         last good checkpoint.
         """
         self.folder, self.logger, self.reporter, self.facts = folder, logger, reporter, facts
-        self._saved, self._sums, self._summed = time.monotonic(), {}, 0
+        self._saved, self._sums = time.monotonic(), {}
         self._mark = (time.monotonic(), self.step)
         self.model.train()
         reporter.start(self.step, self.total_steps)
@@ -289,7 +291,7 @@ class Trainer:
         if epoch in self.checkpoint_epochs:
             self.save()
             if self.processes.leads:
-                checkpoint.keep(self.folder, f"epoch_{epoch}.pt")
+                files.also_as(self.folder / checkpoint.LAST, f"epoch_{epoch}.pt")
         elif last or self._time_to_save():
             self.save()
         self._mark = (time.monotonic(), self.step)
@@ -304,7 +306,7 @@ class Trainer:
                 raise UserError(f"at step {self.step} {broken[0]} is not finite; the last good checkpoint is kept")
             state = {
                 "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": self.optimizer.state_dict() | {"name": type(self.optimizer).__name__},
                 "scaler": self.scaler.state_dict(),
                 "step": self.step,
                 "steps_per_epoch": self.loader.steps_per_epoch,
@@ -328,8 +330,8 @@ class Trainer:
             )
         if state["step"] > self.total_steps:
             raise UserError(
-                f"{origin} has been trained for {state['step'] / self.loader.steps_per_epoch:g} epochs already, more "
-                f"than epochs={self.epochs}; ask for more, or use resume=never"
+                f"{origin} stands at step {state['step']:,} already, past the {self.total_steps:,} of this run; "
+                "ask for more epochs (or trainer.max_steps), or use resume=never"
             )
         if state["step"] and state["epochs"] != self.epochs and not self.schedule.extendable:
             raise UserError(
@@ -337,10 +339,18 @@ class Trainer:
                 f"would have been another with epochs={self.epochs}; only schedule=constant can be extended"
             )
         checkpoint.fit_state(self.model, state["model"], origin)
-        try:
-            self.optimizer.load_state_dict(state["optimizer"])
-        except ValueError as error:
-            raise UserError(f"the optimizer state of {origin} does not fit this optimizer ({error})") from error
+        self._restore_optimizer(state["optimizer"], origin)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.closed, self.score = state["step"], state["closed"], state["score"]
+
+    def _restore_optimizer(self, saved: dict, origin: str) -> None:
+        # What was accumulated is restored; settings, such as weight decay, are those asked for now.
+        own = self.optimizer.state_dict()
+        sizes = [[len(group["params"]) for group in groups] for groups in (saved["param_groups"], own["param_groups"])]
+        if saved["name"] != type(self.optimizer).__name__ or sizes[0] != sizes[1]:
+            raise UserError(
+                f"{origin} holds the state of {saved['name']} over {sizes[0]} parameters, which does not fit "
+                f"{type(self.optimizer).__name__} over {sizes[1]}; keep the optimizer, or use resume=never"
+            )
+        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})

@@ -53,7 +53,7 @@ class Validator:
         view = dataset.normalize(self.augmentation.apply(source, draws)) if self.augmentation.augments else x
         noise = torch.randn(self.samples + 1, n, d, generator=generator).to(self.device)
         std = x.new_tensor(dataset.std)
-        offset = dequantisation(x.shape, generator).to(self.device) / std.view(1, 3, 1, 1)
+        offset = dequantisation(x, std, generator)
         terms: list[dict[str, Tensor]] = []
         weights, weights_8bit = [], []
         with precision.autocast():
@@ -62,11 +62,11 @@ class Validator:
             for sample_noise in noise[: self.samples if model.variational else 1]:
                 output = model.decode(code, sample_noise)
                 terms.append(objective(output, x))
-                if model.samples:
+                if model.stochastic:
                     weights.append(log_weights(objective, output, x))
                     weights_8bit.append(log_weights(objective, *shifted(output, x, offset)))
         metrics = {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
         if weights:
             metrics |= density(torch.stack(weights), torch.stack(weights_8bit), x[0].numel(), std)
-        metrics |= agreement(clean_code, output, noise[-1] if model.samples else None) | latent_statistics(code)
+        metrics |= agreement(clean_code, output, noise[-1] if model.stochastic else None) | latent_statistics(code)
         return metrics, clean_code.mu

@@ -11,13 +11,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-BASELINES = {"pixels": "raw pixels", "h_untrained": "untrained encoder"}
-COLUMNS = {
-    "few_label_1": "1-NN, 1 label a class",
-    "few_label_5": "1-NN, 5 labels a class",
-    "knn": "kNN",
-    "linear_cached": "linear, cached features",
-}
+from aavae.console import FEATURES, PROBES
+
+BASELINES = {feature: name for feature, name in FEATURES.items() if feature != "h"}
 
 
 def collect(folder: Path) -> dict[str, dict[str, list[float]]]:
@@ -34,8 +30,8 @@ def collect(folder: Path) -> dict[str, dict[str, list[float]]]:
 
 def markdown(rows: dict[str, dict[str, list[float]]]) -> str:
     """The table; baselines last."""
-    probes = [p for p in COLUMNS if any(p in row for row in rows.values())]
-    lines = ["| features | runs | " + " | ".join(COLUMNS[p] for p in probes) + " |", "|---" * (len(probes) + 2) + "|"]
+    probes = [p for p in PROBES if any(p in row for row in rows.values())]
+    lines = ["| features | runs | " + " | ".join(PROBES[p] for p in probes) + " |", "|---" * (len(probes) + 2) + "|"]
     for name in sorted(rows, key=lambda n: (n in BASELINES.values(), n)):
         cells = []
         for probe in probes:

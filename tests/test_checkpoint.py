@@ -10,7 +10,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from aavae import build, checkpoint
+from aavae import build, checkpoint, files
 from aavae.errors import UserError
 
 SMALL = ("dataset=synthetic", "encoder=resnet_tiny", "decoder=resnet_tiny", "latent_dim=8")
@@ -64,7 +64,7 @@ def test_a_crash_between_writing_and_renaming_loses_nothing(tmp_path, monkeypatc
         replace(source, target)
 
     with monkeypatch.context() as patch, pytest.raises(SystemError):
-        patch.setattr(checkpoint.os, "replace", crash)
+        patch.setattr(files.os, "replace", crash)
         checkpoint.save(tmp_path / "last.pt", {"step": 2})
     state, _ = checkpoint.find(tmp_path)
     assert state["step"] == 1
@@ -76,10 +76,10 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, content):
     path = tmp_path / "config.yaml"
     path.write_text("old")
     with monkeypatch.context() as patch, pytest.raises(SystemError):
-        patch.setattr(checkpoint.os, "replace", lambda *_: (_ for _ in ()).throw(SystemError))
-        checkpoint.write_atomically(path, content)
+        patch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(SystemError))
+        files.write(path, content)
     assert path.read_text() == "old" and folder_of(tmp_path) == ["config.yaml"]
-    checkpoint.write_atomically(path, content)
+    files.write(path, content)
     assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
 
 
@@ -94,10 +94,10 @@ class Disk(io.FileIO):
 
 def test_a_full_disk_keeps_the_checkpoint_before_and_says_what_happened(tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "last.pt", {"step": 1})
-    monkeypatch.setattr(checkpoint, "open", lambda path, mode: Disk(path, "w"), raising=False)
+    monkeypatch.setattr(files, "open", lambda path, mode: Disk(path, "w"), raising=False)
     with pytest.raises((OSError, UserError, RuntimeError)) as error:
         checkpoint.save(tmp_path / "last.pt", {"step": 2, "w": torch.zeros(10_000)})
-    assert folder_of(tmp_path) == ["last.pt"] and checkpoint.load(tmp_path / "last.pt")["step"] == 1
+    assert folder_of(tmp_path) == ["last.pt", "previous.pt"] and checkpoint.load(tmp_path / "last.pt")["step"] == 1
     assert "No space left" in str(error.value)
 
 

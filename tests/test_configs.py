@@ -104,7 +104,7 @@ def test_the_default_is_the_papers_cifar_run():
 
 def test_stl_is_the_papers_stl_run():
     cfg = build.compose(["experiment=stl10"])
-    assert (cfg.epochs, cfg.batch_size, cfg.optimizer.lr, cfg.optimizer.reference_batch) == (3200, 512, 5e-4, 512)
+    assert (cfg.epochs, cfg.batch_size, cfg.optimizer.lr, build.dataset(cfg).reference_batch) == (3200, 512, 5e-4, 512)
     augmentation = build.augmentation(cfg)
     assert (augmentation.strength, augmentation.blur_p) == (1, 0.5)
     with torch.device("meta"):

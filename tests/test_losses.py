@@ -11,7 +11,7 @@ from aavae import build
 from aavae.errors import UserError
 from aavae.losses import (
     NegativeELBO,
-    ReconstructionError,
+    ReconstructionLoss,
     bits_per_dim,
     kl_between,
     kl_to_prior,
@@ -150,7 +150,7 @@ def test_the_target_is_the_clean_image_or_the_view(output, x, target):
     image = {"original": x, "view": output.view}[target]
     elbo = NegativeELBO(0.0, target=target)(output, x)["loss"]
     torch.testing.assert_close(elbo, nll_of(image, output.x_hat, 1 + 1e-6))
-    mse = ReconstructionError(target=target)(output, x)["loss"]
+    mse = ReconstructionLoss(target=target)(output, x)["loss"]
     torch.testing.assert_close(mse, F.mse_loss(output.x_hat, image))
 
 
@@ -186,7 +186,7 @@ def test_logged_terms_carry_no_graph(output, x, kl):
     assert terms["loss"].requires_grad and not any(t.requires_grad for k, t in terms.items() if k != "loss")
 
 
-@pytest.mark.parametrize("objective", [NegativeELBO(0.0), ReconstructionError(target="view")])
+@pytest.mark.parametrize("objective", [NegativeELBO(0.0), ReconstructionLoss(target="view")])
 def test_half_precision_inputs_are_summed_in_float32(output, x, objective):
     single = Output(*(t if t is None else t.float() for t in output))
     half = single._replace(x_hat=single.x_hat.bfloat16(), view=single.view.bfloat16())
@@ -200,8 +200,8 @@ def test_half_precision_inputs_are_summed_in_float32(output, x, objective):
 
 
 def test_reductions_of_the_squared_error(output, x):
-    mean = ReconstructionError(reduction="mean")(output, x)["loss"]
-    half_sum = ReconstructionError(reduction="half_sum")(output, x)["loss"]
+    mean = ReconstructionLoss(reduction="mean")(output, x)["loss"]
+    half_sum = ReconstructionLoss(reduction="half_sum")(output, x)["loss"]
     torch.testing.assert_close(mean, F.mse_loss(output.x_hat, x))
     torch.testing.assert_close(half_sum, 0.5 * F.mse_loss(output.x_hat, x, reduction="sum") / B)
 
@@ -209,7 +209,7 @@ def test_reductions_of_the_squared_error(output, x):
 def test_half_sum_is_the_likelihood_at_sigma_one_without_its_constant(output, x):
     nll = NegativeELBO(0.0)(output, x)["loss"].item()
     constant = 0.5 * math.prod(SHAPE) * math.log(2 * math.pi)
-    half_sum = ReconstructionError(reduction="half_sum")(output, x)["loss"].item()
+    half_sum = ReconstructionLoss(reduction="half_sum")(output, x)["loss"].item()
     assert half_sum == pytest.approx(nll - constant, rel=1e-4)
 
 

@@ -9,7 +9,8 @@ import torch
 
 from aavae import runtime
 from aavae.errors import UserError
-from aavae.runtime import Processes, Signals, generator_for, only_one, pick_device, pick_precision, seed_for
+from aavae.files import only_one
+from aavae.runtime import Processes, Signals, generator_for, pick_device, pick_precision, seed_for
 
 CPU = torch.device("cpu")
 

@@ -100,3 +100,11 @@ def test_reduced_precision_keeps_the_loss_in_float32():
     full = trainer("precision=fp32").train_step(first_batch(t), measure=True)
     assert all(value.dtype == torch.float32 for value in terms.values())
     assert terms["loss"].item() == pytest.approx(full["loss"].item(), rel=1e-2)
+
+
+def test_looking_at_the_model_changes_nothing_in_it():
+    t = trainer("trainer.clean_pass=off")
+    before = {k: v.clone() for k, v in t.model.state_dict().items()}  # parameters and buffers
+    t.inspector.validate()
+    t.inspector.recalibrate(t.model.encoder)
+    assert all(torch.equal(v, before[k]) for k, v in t.model.state_dict().items())

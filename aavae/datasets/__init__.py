@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 SPLIT_SEED = 42  # of the released code, whatever the seed of the run (spec §1.5)
-LABELLED = ("train", "val", "test")
 
 
 class Split:
@@ -57,6 +56,7 @@ class Dataset(ABC):
     stem = "cifar"
     strength = 0.5
     blur_p = 0.0
+    reference_batch = 256  # of the recommended learning rate
 
     def __init__(self):
         self.splits: dict[str, Split] = {}

@@ -10,6 +10,7 @@ class Digits(Dataset):
     """1,797 digits of 8×8, enlarged bilinearly to 3×16×16; stratified 1,297 / 200 / 300, seed 42."""
 
     name, num_classes, image_size = "digits", 10, 16
+    reference_batch = 128
     mean, std = (0.306, 0.306, 0.306), (0.319, 0.319, 0.319)  # of the 1,297 training images
 
     def read(self, device: torch.device) -> dict[str, Split]:

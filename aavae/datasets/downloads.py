@@ -127,7 +127,7 @@ class STL10(Dataset):
 
     name, num_classes, image_size, stem = "stl10", 10, 96, "stl"
     mean, std = (0.43, 0.42, 0.39), (0.27, 0.26, 0.27)
-    strength, blur_p = 1.0, 0.5
+    strength, blur_p, reference_batch = 1.0, 0.5, 512
 
     def __init__(
         self,
@@ -151,11 +151,13 @@ class STL10(Dataset):
         test = Split(torch.from_numpy(data.data).contiguous().to(device), torch.from_numpy(data.labels).long())
         binary = self.root / "stl10_binary"
         splits = {"test": test}
-        for part, name, held_out in (("pretrain", "unlabeled", 20), ("", "train", 10)):
+        for name, names, held_out in (("unlabeled", ("pretrain", "pretrain_val"), 20), ("train", ("train", "val"), 10)):
             images = np.memmap(binary / f"{name}_X.bin", np.uint8, "r").reshape(-1, 3, 96, 96)
-            labels = None if part else torch.from_numpy(np.fromfile(binary / f"{name}_y.bin", np.uint8)).long() - 1
-            kept, held = seeded_split(len(images), len(images) - len(images) // held_out)
-            for split, chosen in ((part or "train", kept), (f"{part}_val" if part else "val", held)):
+            labels = None
+            if name == "train":
+                labels = torch.from_numpy(np.fromfile(binary / "train_y.bin", np.uint8)).long() - 1
+            indices = seeded_split(len(images), len(images) - len(images) // held_out)
+            for split, chosen in zip(names, indices, strict=True):
                 splits[split] = Split(_gather(images, chosen, device), None if labels is None else labels[chosen])
         return splits
 

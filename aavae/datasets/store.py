@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import signal
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -122,6 +123,11 @@ def square(image: Image.Image, size: int, resize: int | None = None) -> Tensor:
     return torch.from_numpy(np.array(image).transpose(2, 0, 1))
 
 
+def _leave_signals(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the main process ends them
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _collate(items: list):
     return next((i for i in items if isinstance(i, UserError)), None) or default_collate(items)
 
@@ -170,7 +176,10 @@ class StreamedSplit:
     def stream(self, requests) -> Iterator:
         """Batches answering an iterable of lists of requests, each by `__getitem__`, in worker processes."""
         workers = min(self.workers, _cores())
-        for batch in DataLoader(self, batch_sampler=requests, num_workers=workers, collate_fn=_collate):
+        loader = DataLoader(
+            self, batch_sampler=requests, num_workers=workers, collate_fn=_collate, worker_init_fn=_leave_signals
+        )
+        for batch in loader:
             if isinstance(batch, UserError):
                 raise batch
             yield batch

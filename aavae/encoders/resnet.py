@@ -46,8 +46,7 @@ def _widen_stem(net: ResNet, channels: int) -> None:
     first.conv1 = nn.Conv2d(
         channels, old.out_channels, old.kernel_size, stride=old.stride, padding=old.padding, bias=False
     )
-    out_channels = net.layer1[-1].bn2.num_features if isinstance(first, BasicBlock) else first.conv3.out_channels
-    if out_channels == channels:
-        first.downsample = None
-    else:
+    first.downsample = None
+    if first.expansion > 1:
+        out_channels = channels * first.expansion
         first.downsample = nn.Sequential(nn.Conv2d(channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))

@@ -1,0 +1,35 @@
+"""Which run is which: the part of a config that decides the trained weights, and its hash."""
+
+import hashlib
+import json
+
+# What does not change the trained weights is no part of a run's identity.
+NOT_IDENTITY = (
+    "data_dir", "dataset.data_dir", "dataset.path", "dataset.workers", "device", "dry_run", "epochs", "logger", "probe",
+    "resume", "sweep", "trainer.checkpoint_epochs", "trainer.knn_images", "trainer.log_every", "trainer.max_steps",
+    "trainer.recalibration_images", "trainer.save_minutes", "trainer.val_samples", "trainer.validate_every",
+    "trainer.validate_train",
+)  # fmt: skip
+
+
+def identity_config(config: dict) -> dict[str, object]:
+    """The part of a plain config that decides the trained weights, as `{dotted key: value}`."""
+    flat: dict[str, object] = {}
+
+    def walk(node: dict, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict) and value:
+                walk(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = value
+
+    walk(config, "")
+    return {k: v for k, v in flat.items() if not any(k == n or k.startswith(f"{n}.") for n in NOT_IDENTITY)}
+
+
+def identity(config: dict) -> str:
+    """A short hash of what decides the trained weights; the name of a run's folder."""
+    decides = identity_config(config)
+    decides = {k: float(v) if type(v) is int else v for k, v in decides.items()}  # 1 and 1.0 are one learning rate
+    text = json.dumps(decides, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
