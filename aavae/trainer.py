@@ -222,7 +222,7 @@ class Trainer:
         for batch in self.loader.epoch(epoch, first):
             due = (self.step + 1) % self.log_every == 0
             self._accumulate(self.train_step(batch, measure=due))
-            at_end = self.step % self.loader.steps_per_epoch == 0
+            at_end = self.step % self.loader.steps_per_epoch == 0 or self.step >= self.total_steps
             self.closed = not at_end
             stop = signals.received is not None
             if self.processes.world > 1:  # all stop at the same step, and agree about it only where they wait anyway
@@ -277,7 +277,7 @@ class Trainer:
         )
 
     def _close_epoch(self) -> None:
-        epoch = self.step // self.loader.steps_per_epoch
+        epoch, rest = divmod(self.step, self.loader.steps_per_epoch)
         last = self.step >= self.total_steps
         # Derived from the model as it stands, so that a run stopped in here does it again when it is resumed.
         if self.validate_every and (epoch % self.validate_every == 0 or last) and self.processes.leads:
@@ -288,7 +288,7 @@ class Trainer:
             self.logger.picture("reconstructions", picture, self.step)
         self.processes.wait()
         self.closed = True
-        if epoch in self.checkpoint_epochs:
+        if epoch in self.checkpoint_epochs and not rest:
             self.save()
             if self.processes.leads:
                 files.also_as(self.folder / checkpoint.LAST, f"epoch_{epoch}.pt")
