@@ -19,6 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from aavae.errors import UserError
 
 MODEL_ARGUMENTS = ("log_scale", "learn_scale", "sample")  # of the loss group, but owned by the model
+# Of the trainer group, but for looking at the model, not for moving it.
+INSPECTOR_ARGUMENTS = ("validate_train", "val_samples", "recalibration_images", "knn_images")
 FOREIGN = ("",)  # a config, unlike a checkpoint, may name any module
 
 
@@ -246,6 +248,7 @@ def loggers(cfg: DictConfig):
 def trainer(cfg: DictConfig, processes=None):
     """The trainer with everything it needs, data loaded; `fit` trains. Raises UserError for what cannot work."""
     from aavae import optim, runtime, schedules
+    from aavae.inspector import Inspector
     from aavae.trainer import Trainer
 
     if cfg.seed < 0:
@@ -261,11 +264,25 @@ def trainer(cfg: DictConfig, processes=None):
     reference = data.reference_batch if reference == "auto" else reference
     factor = optim.batch_size_scale(cfg.batch_size, reference) if scale else 1.0
     settings["lr"] *= factor
+    loop = OmegaConf.to_container(cfg.trainer, resolve=True)
+    looking = {name: loop.pop(name) for name in INSPECTOR_ARGUMENTS}
+    inspector = Inspector(
+        net,
+        objective,
+        augment,
+        data,
+        seed=cfg.seed,
+        device=device,
+        precision=precision,
+        recalibrates=loop["clean_pass"] == "off",
+        **looking,
+    )
     return Trainer(
         net,
         objective,
         augment,
         data,
+        inspector,
         lambda m: optim.optimizer(m, **settings),
         lambda steps: schedules.schedule(cfg.schedule.shape, cfg.schedule.warmup_epochs * factor, steps, cfg.epochs),
         epochs=cfg.epochs,
@@ -274,5 +291,5 @@ def trainer(cfg: DictConfig, processes=None):
         device=device,
         precision=precision,
         processes=processes,
-        **OmegaConf.to_container(cfg.trainer, resolve=True),
+        **loop,
     )

@@ -19,6 +19,7 @@ from aavae.errors import UserError
 from aavae.inspector import Inspector
 from aavae.loader import Batch, Loader
 from aavae.loggers import Loggers
+from aavae.meter import Meter
 from aavae.model import AutoEncoder, Output
 from aavae.pipelines import Pipeline
 from aavae.runtime import Interrupted, Precision, Processes, Signals, generator_for, seed_default, seed_for, send
@@ -28,10 +29,10 @@ from aavae.schedules import Schedule
 class Trainer:
     """Trains an autoencoder; every draw is a function of (seed, step, position in the batch of all processes).
 
-    `optimizer` and `schedule` are functions of the model and of the steps per epoch. `clean_pass=every_step` runs the
-    clean images through encoder and projection before each step, which moves BatchNorm's statistics as the released
-    code does; with `off`, probes see a copy of the encoder with recalibrated statistics. Raises UserError for values
-    out of range.
+    `inspector` looks at the model; `optimizer` and `schedule` are functions of the model and of the steps per epoch.
+    `clean_pass=every_step` runs the clean images through encoder and projection before each step, which moves
+    BatchNorm's statistics as the released code does; with `off`, probes see a copy of the encoder with recalibrated
+    statistics. Raises UserError for values out of range.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Trainer:
         loss,
         augmentation: Pipeline,
         dataset: Dataset,
+        inspector: Inspector,
         optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         schedule: Callable[[int], Schedule],
         *,
@@ -56,12 +58,8 @@ class Trainer:
         compile: bool = False,
         log_every: int = 50,
         validate_every: int = 20,
-        validate_train: bool = True,
-        val_samples: int = 16,
         checkpoint_epochs: tuple[int, ...] = (),
         save_minutes: float = 5.0,
-        recalibration_images: int = 10_000,
-        knn_images: int = 10_000,
         max_steps: int | None = None,
     ):
         for name, value, least in (
@@ -69,9 +67,6 @@ class Trainer:
             ("trainer.accumulate", accumulate, 1),
             ("trainer.log_every", log_every, 1),
             ("trainer.validate_every", validate_every, 0),
-            ("trainer.val_samples", val_samples, 1),
-            ("trainer.recalibration_images", recalibration_images, 2),
-            ("trainer.knn_images", knn_images, 1),
             ("trainer.save_minutes", save_minutes, 0),
             ("trainer.max_steps", 0 if max_steps is None else max_steps, 0),
             *(("trainer.checkpoint_epochs", epoch, 1) for epoch in checkpoint_epochs),
@@ -99,12 +94,7 @@ class Trainer:
         self.clean_pass, self.channels_last, self.log_every = clean_pass, channels_last, log_every
         self.validate_every, self.max_steps = validate_every, max_steps
         self.checkpoint_epochs, self.save_minutes = tuple(checkpoint_epochs), save_minutes
-        self.inspector = Inspector(
-            model, loss, augmentation, dataset,
-            seed=seed, device=device, precision=precision, recalibrates=clean_pass == "off",
-            validate_train=validate_train, val_samples=val_samples, knn_images=knn_images,
-            recalibration_images=recalibration_images,
-        )  # fmt: skip
+        self.inspector, self.meter = inspector, Meter(self.processes)
         self.step, self.closed, self.score = 0, True, None
 
     # ---- One step -------------------------------------------------------------------------------------------------
@@ -202,8 +192,8 @@ class Trainer:
         last good checkpoint.
         """
         self.folder, self.logger, self.reporter, self.facts = folder, logger, reporter, facts
-        self._saved, self._sums = time.monotonic(), {}
-        self._mark = (time.monotonic(), self.step)
+        self._saved = time.monotonic()
+        self.meter.restart(self.step)
         self.model.train()
         reporter.start(self.step, self.total_steps)
         try:
@@ -221,7 +211,7 @@ class Trainer:
         epoch, first = divmod(self.step, self.loader.steps_per_epoch)
         for batch in self.loader.epoch(epoch, first):
             due = (self.step + 1) % self.log_every == 0
-            self._accumulate(self.train_step(batch, measure=due))
+            self.meter.add(self.train_step(batch, measure=due))
             at_end = self.step % self.loader.steps_per_epoch == 0 or self.step >= self.total_steps
             self.closed = not at_end
             stop = signals.received is not None
@@ -243,25 +233,12 @@ class Trainer:
         # The clocks of several processes differ; one that waits for the others to save must not wait alone.
         return self.processes.any(time.monotonic() - self._saved >= 60 * self.save_minutes, self.device)
 
-    def _accumulate(self, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
-            total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = (total + value.detach(), count + 1)
-
     def _log(self) -> None:
-        if not self._sums:
-            return
         # The one place in the loop that waits for the device.
-        values = torch.stack([(total / count).float() for total, count in self._sums.values()])
-        values = self.processes.average(values).tolist()
-        metrics = {f"train/{name}": value for name, value in zip(self._sums, values, strict=True)}
-        steps = self._sums["loss"][1]
-        self._sums = {}
-        now, (then, before) = time.monotonic(), self._mark
-        self._mark = (now, self.step)
-        speed = (self.step - before) * self.loader.batch_size / max(1e-9, now - then)
-        self._refuse_if_broken(metrics["train/loss"], steps)
-        learning_rate = self.optimizer.param_groups[0]["lr"]
+        means, steps, steps_per_second = self.meter.read(self.step)
+        self._refuse_if_broken(means["loss"], steps)
+        metrics = {f"train/{name}": value for name, value in means.items()}
+        learning_rate, speed = self.optimizer.param_groups[0]["lr"], steps_per_second * self.loader.batch_size
         if self.processes.leads:
             self.logger.log(metrics | {"train/lr": learning_rate, "images_per_second": speed}, self.step, self.epoch)
             self.reporter.update(self.step, f"{self.epoch:.1f}/{self.epochs}", metrics, speed)
@@ -294,7 +271,7 @@ class Trainer:
                 files.also_as(self.folder / checkpoint.LAST, f"epoch_{epoch}.pt")
         elif last or self._time_to_save():
             self.save()
-        self._mark = (time.monotonic(), self.step)
+        self.meter.restart(self.step)
 
     # ---- State ----------------------------------------------------------------------------------------------------
 

@@ -139,7 +139,8 @@ def test_a_run_killed_in_mid_epoch_continues_to_the_same_bits(train, tmp_path):
     assert train(*arguments, "hydra.run.dir=whole").code == 0
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "aavae.train", *arguments, f"hydra.run.dir={killed}"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    threads = {"OMP_NUM_THREADS": "1"}  # as many as here: only then do sums have the same bits
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, env=os.environ | threads)
     until = time.monotonic() + 120
     while not (killed / "previous.pt").exists() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
