@@ -1,6 +1,7 @@
 """What a run would take, measured on a few steps (`dry_run=true`)."""
 
 import resource
+import sys
 import time
 
 import torch
@@ -12,6 +13,8 @@ from aavae.trainer import Trainer
 
 def estimate(trainer: Trainer, repeats: int = 2) -> dict[str, float]:
     """Steps, seconds of training, and peak memory in bytes, from a warm-up step and `repeats` timed ones.
+
+    On a CPU they may have been on `rows` images `of` a larger batch.
 
     Spends the trainer: its weights have moved afterwards.
     """
@@ -29,17 +32,20 @@ def estimate(trainer: Trainer, repeats: int = 2) -> dict[str, float]:
         if trainer.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # ru_maxrss counts KiB, on macOS bytes.
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if trainer.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated()
     per_step = min(seconds[1:]) * whole / rows
-    return {"steps": trainer.total_steps, "seconds": per_step * trainer.total_steps, "memory": memory}
+    steps = trainer.total_steps
+    return {"steps": steps, "seconds": per_step * steps, "memory": memory, "rows": rows, "of": whole}
 
 
 def print_estimate(trainer: Trainer) -> float:
     """Say what the run would take, without validation and final evaluation; returns the seconds."""
     found = estimate(trainer)
-    where = "on the GPU" if trainer.device.type == "cuda" else "of main memory, with a part of the batch"
+    where = "on the GPU" if trainer.device.type == "cuda" else "of main memory"
+    where += f", measured with {found['rows']} of {found['of']} images" if found["rows"] < found["of"] else ""
     say = Reporter(quiet=not trainer.processes.leads).say
     parameters = sum(p.numel() for p in trainer.model.parameters())
     say(f"model       {parameters:,} parameters")

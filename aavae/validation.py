@@ -36,7 +36,7 @@ class Validator:
             metrics, mu = self._batch(model, objective, images, i, precision)
             mus.append(mu)
             for name, value in metrics.items():
-                sums[name] = sums[name] + value.double().cpu() * len(images)
+                sums[name] = sums[name] + value.cpu().double() * len(images)
         model.train(was_training)
         means = {name: (total / len(split)).item() for name, total in sums.items()}
         return means | {"active_units": active_units(torch.cat(mus)).item()}
