@@ -51,19 +51,23 @@ def _interpolation(start: Tensor, length: Tensor, size: int, extent: int) -> Ten
     return (1 - (source[:, :, None] - pixels).abs()).clamp(min=0)
 
 
-def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: int) -> Tensor:
-    """Crop image b to rows [top, top+height) and columns [left, left+width), resized bilinearly to `(size, size)`.
+def resized_crop(
+    images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: int | tuple[int, int]
+) -> Tensor:
+    """Crop image b to rows [top, top+height) and columns [left, left+width), resized bilinearly to `size` (one number, or
+    height and width).
 
     The box parameters are `(B,)`, in pixels. Meant for `size` no smaller than the crop: shrinking is not anti-aliased.
     """
     top, left, height, width = (t.to(images.device, torch.float32) for t in (top, left, height, width))
-    rows = _interpolation(top, height, size, images.shape[-2])
-    return _separable(images, rows, _interpolation(left, width, size, images.shape[-1]))
+    tall, wide = (size, size) if isinstance(size, int) else size
+    rows = _interpolation(top, height, tall, images.shape[-2])
+    return _separable(images, rows, _interpolation(left, width, wide, images.shape[-1]))
 
 
 def horizontal_flip(images: Tensor, flip: Tensor) -> Tensor:
     """Mirror left and right the images whose `flip` (bool, `(B,)`) is set."""
-    return torch.where(_per_image(flip), images.flip(-1), images)
+    return torch.where(_per_image(flip).bool(), images.flip(-1), images)
 
 
 def _luma(images: Tensor) -> Tensor:
@@ -72,7 +76,7 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, reference: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(reference, images, _per_image(factor)).clamp_(0, 1)
+    return torch.lerp(reference, images, _per_image(factor).to(images.dtype)).clamp_(0, 1)
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -97,7 +101,7 @@ def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
     chroma = value - low
     safe = torch.where(chroma > 0, chroma, 1.0)
     sextant = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
-    sextant = sextant + 6 * factor.view(-1, 1, 1)
+    sextant = sextant + 6 * factor.view(-1, 1, 1).to(images.dtype)
     # HSV → RGB: channel n loses chroma by how far its own hue lies from the pixel's.
     channels = []
     for n in (5, 3, 1):
@@ -119,7 +123,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     if kernel_size < 1 or kernel_size % 2 == 0 or kernel_size // 2 >= min(images.shape[-2:]):
         raise UserError(f"kernel_size must be odd, positive and less than twice the image size, not {kernel_size}")
     offsets = torch.arange(kernel_size, device=images.device) - kernel_size // 2
-    weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)
+    weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1).to(images.dtype)) ** 2)
     weights = weights / weights.sum(1, keepdim=True)  # (B, k)
 
     def matrix(extent: int) -> Tensor:

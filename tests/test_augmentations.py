@@ -617,3 +617,16 @@ def test_digits_refuses_values_out_of_range_by_name(name, value):
 def test_the_defaults_are_the_papers():
     defaults = {name: p.default for name, p in inspect.signature(pipelines.SimCLR).parameters.items()}
     assert (defaults["scale"], defaults["ratio"], defaults["blur_sigma"]) == (SCALE, RATIO, (0.1, 2.0))
+
+
+def test_parameters_of_other_dtypes_and_oblong_sizes_are_taken():
+    images = random_images(3, 32)
+    factor = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64)
+    for operation in (ops.adjust_brightness, ops.adjust_contrast, ops.adjust_saturation):
+        assert torch.equal(operation(images, factor), operation(images, factor.float()))
+    assert ops.adjust_hue(images, factor / 10).dtype == ops.gaussian_blur(images, factor, 3).dtype == torch.float32
+    assert torch.equal(ops.horizontal_flip(images, torch.tensor([1, 0, 1])), images.flip(-1)[[0, 1, 2]].where(
+        torch.tensor([True, False, True])[:, None, None, None], images))  # fmt: skip
+    box = torch.tensor([[2, 3, 9, 8]] * 3).unbind(1)
+    expected = tvf.resized_crop(images, 2, 3, 9, 8, [20, 24], antialias=True)
+    assert_near(ops.resized_crop(images, *box, (20, 24)), expected, 1e-5)

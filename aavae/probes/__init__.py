@@ -1,8 +1,8 @@
 """Probes: frozen features → numbers. One file and one YAML add another.
 
 A probe has a constructor and `run(encode, dataset)`, which returns records
-`{probe, feature, split, metric, value, n, protocol}`, accuracies as fractions; the caller adds the epoch. One that needs
-something of the dataset may have `check(dataset)`, which raises UserError before anything is trained.
+`{probe, feature, split, metric, value, n, protocol}`, accuracies as fractions; the caller adds the epoch. One that
+needs something of the dataset may have `check(dataset)`, which raises UserError before anything is trained.
 """
 
 from collections.abc import Callable
