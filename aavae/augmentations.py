@@ -54,8 +54,8 @@ def _interpolation(start: Tensor, length: Tensor, size: int, extent: int) -> Ten
 def resized_crop(
     images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: int | tuple[int, int]
 ) -> Tensor:
-    """Crop image b to rows [top, top+height) and columns [left, left+width), resized bilinearly to `size` (one number, or
-    height and width).
+    """Crop image b to rows [top, top+height) and columns [left, left+width), resized bilinearly to `size` (a number,
+    or height and width).
 
     The box parameters are `(B,)`, in pixels. Meant for `size` no smaller than the crop: shrinking is not anti-aliased.
     """
