@@ -62,21 +62,19 @@ class Trainer:
         save_minutes: float = 5.0,
         max_steps: int | None = None,
     ):
-        for name, value, least in (
-            ("epochs", epochs, 0),
-            ("trainer.accumulate", accumulate, 1),
-            ("trainer.log_every", log_every, 1),
-            ("trainer.validate_every", validate_every, 0),
-            ("trainer.save_minutes", save_minutes, 0),
-            ("trainer.max_steps", 0 if max_steps is None else max_steps, 0),
-            *(("trainer.checkpoint_epochs", epoch, 1) for epoch in checkpoint_epochs),
-        ):
-            if not isinstance(value, int | float) or not value >= least:
-                raise UserError(f"{name} must be {least} or more, not {value}")
-        if clip is not None and not (isinstance(clip, int | float) and clip > 0):
-            raise UserError(f"trainer.clip must be positive or null, not {clip}")
-        if clean_pass not in ("every_step", "off"):
-            raise UserError(f"trainer.clean_pass must be every_step or off, not {clean_pass!r}")
+        _refuse_out_of_range(
+            {
+                "epochs": (epochs, 0),
+                "trainer.accumulate": (accumulate, 1),
+                "trainer.log_every": (log_every, 1),
+                "trainer.validate_every": (validate_every, 0),
+                "trainer.save_minutes": (save_minutes, 0),
+                "trainer.max_steps": (0 if max_steps is None else max_steps, 0),
+                **{f"trainer.checkpoint_epochs[{i}]": (epoch, 1) for i, epoch in enumerate(checkpoint_epochs)},
+            },
+            clip,
+            clean_pass,
+        )
         self.device, self.precision, self.processes = device, precision, processes or Processes()
         self.untrained_encoder = copy.deepcopy(model.encoder)
         self.model = model.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -331,3 +329,14 @@ class Trainer:
                 f"{type(self.optimizer).__name__} over {sizes[1]}; keep the optimizer, or use resume=never"
             )
         self.optimizer.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
+
+
+def _refuse_out_of_range(least: dict[str, tuple], clip: float | None, clean_pass: str) -> None:
+    """Raise UserError for a value below its least, `{name: (value, least)}`, or that is no number."""
+    for name, (value, lowest) in least.items():
+        if not isinstance(value, int | float) or not value >= lowest:
+            raise UserError(f"{name} must be {lowest} or more, not {value}")
+    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
+        raise UserError(f"trainer.clip must be positive or null, not {clip}")
+    if clean_pass not in ("every_step", "off"):
+        raise UserError(f"trainer.clean_pass must be every_step or off, not {clean_pass!r}")
