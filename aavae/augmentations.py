@@ -65,6 +65,16 @@ def resized_crop(
     return _separable(images, rows, _interpolation(left, width, wide, images.shape[-1]))
 
 
+def padded_crop(images: Tensor, top: Tensor, left: Tensor, padding: int) -> Tensor:
+    """Crop image b, enlarged by `padding` reflected pixels on every side, back to its size at (`top[b]`, `left[b]`)."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (padding,) * 4, mode="reflect")
+    rows = top.to(images.device)[:, None] + torch.arange(height, device=images.device)  # (B, H)
+    columns = left.to(images.device)[:, None] + torch.arange(width, device=images.device)
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+
+
 def horizontal_flip(images: Tensor, flip: Tensor) -> Tensor:
     """Mirror left and right the images whose `flip` (bool, `(B,)`) is set."""
     return torch.where(_per_image(flip).bool(), images.flip(-1), images)

@@ -231,11 +231,20 @@ def model(cfg: DictConfig, data=None):
 
 def probes(cfg: DictConfig, data=None) -> list:
     """The probes of the final evaluation; with `data`, refusing now what they could not do on it then."""
-    built = [_component(node) for node in cfg.probe.values()]
-    for probe in built:
+    from aavae.probes import Guest
+    from aavae.representations import NAMES
+
+    guests = []
+    for name, node in cfg.probe.items():
+        node = OmegaConf.to_container(node, resolve=True)
+        features = node.pop("features", None) or list(cfg.features)
+        if unknown := [f for f in features if f not in NAMES]:
+            raise UserError(f"features knows {', '.join(NAMES)}, not {unknown[0]!r}")
+        probe = _component(node)
         if data is not None and data.labelled and hasattr(probe, "check"):
             probe.check(data)
-    return built
+        guests.append(Guest(name, probe, tuple(features)))
+    return guests
 
 
 def loggers(cfg: DictConfig):

@@ -1,10 +1,12 @@
 """What a person sees: a banner, a progress bar on a terminal or plain lines elsewhere, a table of results."""
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 
@@ -33,6 +35,29 @@ class Reporter:
     def say(self, text: str) -> None:
         """Print a line (above the bar, if there is one)."""
         self.console.print(text, markup=False)
+
+    def show(self, tables: list[Table]) -> None:
+        """Print tables."""
+        for table in tables:
+            self.console.print(table)
+
+    def track(self, items: Iterable, total: int, what: str) -> Iterator:
+        """The items, telling how many of `total` are done: a bar on a terminal, elsewhere a line now and then."""
+        began = said = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            bar = None
+            if self.console.is_terminal and not self.quiet:
+                columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+                bar = stack.enter_context(Progress(*columns, console=self.console, transient=True))
+                task = bar.add_task(what, total=total)
+            for done, item in enumerate(items, 1):
+                yield item
+                now = time.monotonic()
+                if bar:
+                    bar.update(task, completed=done)
+                elif now - said >= self.seconds:
+                    said = now
+                    self.say(f"{what}  {done:,}/{total:,}  {duration((now - began) / done * (total - done))} left")
 
     def start(self, step: int, total: int) -> None:
         """Show the bar of a run of `total` steps that stands at `step`."""
@@ -65,25 +90,65 @@ class Reporter:
             self._progress = None
 
 
-FEATURES = {"h": "h (this run)", "pixels": "raw pixels", "h_untrained": "untrained encoder"}
-PROBES = {"few_label_1": "1-NN, 1 label", "few_label_5": "1-NN, 5 labels", "knn": "kNN", "linear_cached": "linear"}
+FEATURES = {
+    "h": "h (this run)",
+    "mu": "μ",
+    "z": "z",
+    "pixels": "raw pixels",
+    "h_untrained": "untrained encoder",
+}
+PROBES = {
+    "few_label_1": "1-NN, 1 label",
+    "few_label_5": "1-NN, 5 labels",
+    "knn": "kNN",
+    "linear_cached": "linear, cached",
+    "linear": "linear",
+    "online": "online",
+    "finetune": "fine-tuned",
+    "semi_1": "1 % labels",
+    "semi_10": "10 % labels",
+}
+ACCURACIES = ("accuracy", "accuracy_sd")
 
 
-def results_table(records: list[dict]) -> Table:
+def results_tables(records: list[dict]) -> list[Table]:
+    """What a person wants to see of results: a table of test accuracies, and one of measures for each other probe."""
+    tables, measured = [], {}
+    for r in records:
+        if not r["metric"].startswith("accuracy"):
+            measured.setdefault((r["probe"], r["split"]), []).append(r)
+    if any(r["metric"] == "accuracy" and r["split"] == "test" for r in records):
+        tables.append(accuracy_table(records))
+    return tables + [measures_table(f"{probe}, {split} images", found) for (probe, split), found in measured.items()]
+
+
+def accuracy_table(records: list[dict]) -> Table:
     """Test accuracies in percent, one row per representation, one column per probe, mean ± sd where there are draws."""
-    test = [r for r in records if r["split"] == "test"]
-    spread = {(r["probe"], r["feature"]): r["value"] for r in test if r["metric"].endswith("_sd")}
-    values = {(r["probe"], r["feature"]): r["value"] for r in test if not r["metric"].endswith("_sd")}
-    probes = list(dict.fromkeys(p for p, _ in values))
+    test = {(r["probe"], r["feature"], r["metric"]): r["value"] for r in records if r["split"] == "test"}
+    probes = list(dict.fromkeys(p for p, _, metric in test if metric in ACCURACIES))
     table = Table(title="Test accuracy, % (protocols in results.json)", title_justify="left")
     table.add_column("features", no_wrap=True)
     for probe in probes:
         table.add_column(PROBES.get(probe, probe), justify="right", no_wrap=True)
-    for feature in dict.fromkeys(f for _, f in values):
+    for feature in dict.fromkeys(f for _, f, metric in test if metric in ACCURACIES):
         cells = []
         for probe in probes:
-            value, sd = values.get((probe, feature)), spread.get((probe, feature))
+            value, sd = (test.get((probe, feature, metric)) for metric in ACCURACIES)
             cell = "–" if value is None else f"{100 * value:.1f}"
             cells.append(cell + (f" ± {100 * sd:.1f}" if sd is not None else ""))
+        table.add_row(FEATURES.get(feature, feature), *cells)
+    return table
+
+
+def measures_table(title: str, records: list[dict]) -> Table:
+    """The values of one probe: one row per representation, one column per metric."""
+    values = {(r["feature"], r["metric"]): r["value"] for r in records}
+    metrics = list(dict.fromkeys(metric for _, metric in values))
+    table = Table(title=title, title_justify="left")
+    table.add_column("features", no_wrap=True)
+    for metric in metrics:
+        table.add_column(metric.replace("_", " "), justify="right")
+    for feature in dict.fromkeys(f for f, _ in values):
+        cells = [f"{values[feature, m]:.4g}" if (feature, m) in values else "–" for m in metrics]
         table.add_row(FEATURES.get(feature, feature), *cells)
     return table

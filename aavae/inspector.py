@@ -1,7 +1,7 @@
 """Looking at a model while it trains: validation, a cheap kNN, reconstructions, and the encoder that probes see."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,8 +13,8 @@ from aavae.errors import UserError
 from aavae.figures import reconstruction_figure
 from aavae.model import AutoEncoder
 from aavae.pipelines import Pipeline
-from aavae.probes import Representation, images_to
 from aavae.probes.knn import KNN
+from aavae.representations import Representations, Track, untracked
 from aavae.runtime import Precision, generator_for
 from aavae.validation import Validator
 
@@ -64,17 +64,13 @@ class Inspector:
             metrics |= {f"{name}/{key}": value for key, value in values.items()}
         if not self.dataset.labelled:
             return metrics, -metrics["val/loss"]
-        features = self.representation("h", self.probe_encoder()).limit("train", self.knn_images)
+        features = self.representations()["h"].limit("train", self.knn_images)
         metrics["val/knn"] = self.knn.run(features, self.dataset)[0]["value"]
         return metrics, metrics["val/knn"]
 
     def validation_loss(self) -> float:
         """The loss of the validation split."""
         return self.validator.run(self.model, self.loss, self.dataset["pretrain_val"], self.precision)["loss"]
-
-    def recalibrate(self, encoder: nn.Module) -> nn.Module:
-        """A copy of `encoder` with BatchNorm statistics of clean training images."""
-        return recalibrated(encoder, self._clean_images())
 
     def _clean_images(self) -> Iterator[Tensor]:
         some = sample(self.dataset["pretrain"], self.recalibration_images)
@@ -84,20 +80,26 @@ class Inspector:
                     continue  # one image has no variance
                 yield self.dataset.normalize(self.dataset.target(to_float(images.to(self.device))))
 
-    def probe_encoder(self) -> nn.Module:
-        """A copy of the encoder as probes see it: with running statistics, or recalibrated."""
+    def probe_model(self) -> AutoEncoder:
+        """A frozen copy of the model as probes see it: with running statistics, or recalibrated."""
         if self.recalibrates:
-            return self.recalibrate(self.model.encoder)
-        return copy.deepcopy(self.model.encoder).eval()
+            return recalibrated(self.model, self._clean_images(), AutoEncoder.encode)
+        return copy.deepcopy(self.model).eval()
 
-    def representation(self, name: str, encoder: nn.Module) -> Representation:
-        """The features of `encoder` under `name`, for the probes."""
+    def representations(
+        self, untrained: Callable[[], nn.Module] | None = None, track: Track = untracked
+    ) -> Representations:
+        """What the probes compare; `untrained` makes the encoder before training."""
+        model = self.probe_model()
 
-        def encode(x: Tensor) -> Tensor:
-            with self.precision.autocast():
-                return encoder(x)
+        # Its BatchNorm statistics are measured too: with the initial 0 and 1 it would be a worse, and unfair, baseline.
+        def before() -> nn.Module:
+            return recalibrated(untrained().to(self.device), self._clean_images())
 
-        return Representation(name, images_to(encode, self.dataset, self.device), self.dataset)
+        return Representations(
+            model, model.encoder, untrained and before, self.dataset, self.augmentation, self.device, self.precision,
+            track,
+        )  # fmt: skip
 
     @torch.no_grad()
     def draw_reconstructions(self, path: Path, epoch: float, n: int = 10) -> None:

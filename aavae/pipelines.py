@@ -18,6 +18,7 @@ from aavae.augmentations import (
     gaussian_blur,
     grayscale,
     horizontal_flip,
+    padded_crop,
     resized_crop,
 )
 from aavae.errors import UserError
@@ -129,6 +130,33 @@ class SimCLR(Pipeline):
             where, sigma = send(chosen, device), send(draws["sigma"][chosen], device)
             images = images.index_copy(0, where, gaussian_blur(images[where], sigma, kernel_size))
         return images
+
+
+class ResizedCrops(SimCLR):
+    """Random resized crops and flips: SimCLR's pipeline without colours, as classifiers are trained with."""
+
+    def __init__(self, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip_p: float = 0.5):
+        super().__init__(0.0, 0.0, scale, ratio, flip_p, jitter_p=0.0, grayscale_p=0.0)
+
+
+class Crops(Pipeline):
+    """Crops from the image enlarged by `padding` reflected pixels, and flips (the released linear evaluation's)."""
+
+    def __init__(self, padding: int = 4, flip_p: float = 0.5):
+        if padding < 0:
+            raise UserError(f"augmentation.padding must be 0 or more, not {padding}")
+        self.padding, self.flip_p = padding, _probability("flip_p", flip_p)
+
+    def draw(self, n: int, size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The corner of each crop in the enlarged image, and a coin for the flip."""
+        corner = torch.randint(2 * self.padding + 1, (n, 2), generator=generator)
+        return {"corner": corner, "flip": _coin(n, self.flip_p, generator)}
+
+    def apply(self, images: Tensor, draws: dict[str, Tensor], cropped: bool = False) -> Tensor:
+        """The views `(B, C, H, W)` of float images in [0, 1]."""
+        top, left = send(draws["corner"].T.contiguous(), images.device)
+        images = padded_crop(images, top, left, self.padding)
+        return horizontal_flip(images, send(draws["flip"], images.device))
 
 
 class Digits(Pipeline):

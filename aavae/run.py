@@ -7,17 +7,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from aavae import checkpoint, files
-from aavae.console import Reporter, duration, results_table
+from aavae.console import Reporter, duration, results_tables
 from aavae.errors import UserError
+from aavae.evaluation import RESULTS, Evaluation, Results, read_results, score
 from aavae.identity import identity_config
 from aavae.loggers import Beginning, Loggers
-from aavae.probes import Representation, images_to, record
+from aavae.probes import Guest, record
 from aavae.runtime import Signals
 from aavae.trainer import Trainer
-
-PIXEL_BYTES = 8 * 2**30  # a baseline of raw pixels that needs more memory is left out
 
 
 class Run:
@@ -30,7 +30,7 @@ class Run:
     def __init__(
         self,
         trainer: Trainer,
-        probes: list,
+        probes: list[Guest],
         logger: Loggers,
         folder: Path,
         *,
@@ -64,10 +64,10 @@ class Run:
             remembered = self._resume()
             if (records := self._finished()) is not None:
                 self.reporter.say(f"{self._shown_folder()} is finished ({self.trainer.epoch:g} epochs); its results:")
-                self.reporter.console.print(results_table(records))
+                self.reporter.show(results_tables(records))
                 return self.trainer.score
             logger, failed = self.logger, True
-            self._remove("results.json")  # of fewer epochs, or of other probes
+            self._remove(RESULTS)  # of fewer epochs, or of other probes
             try:
                 logger.start(Beginning(self.folder, self.trainer.step, self.config, self.name, self.group, remembered))
                 self._write("config.yaml", self.config_yaml)
@@ -98,7 +98,7 @@ class Run:
         how = self.resume
         self._remove(".*.tmp")  # of a process that was killed while it wrote
         if how == "never":
-            self._remove(checkpoint.LAST, checkpoint.PREVIOUS, "epoch_*.pt", "results.json")
+            self._remove(checkpoint.LAST, checkpoint.PREVIOUS, "epoch_*.pt", RESULTS)
             return {}
         source = self.folder if how == "auto" else Path(how)
         if source.is_dir():
@@ -138,13 +138,14 @@ class Run:
 
     def _finished(self) -> list[dict] | None:
         """The results of a run that has nothing left to do: trained to the end, and judged by the probes asked for."""
-        path = self.folder / "results.json"
-        if not path.exists() or not self.trainer.step >= self.trainer.total_steps or not self.trainer.closed:
+        if not self.trainer.step >= self.trainer.total_steps or not self.trainer.closed:
             return None
-        same_probes = self._probes_before == self.config["probe"]
-        with contextlib.suppress(json.JSONDecodeError):  # then it is evaluated again
-            records = json.loads(path.read_text())
-            if records and records[0]["epoch"] == self.trainer.epoch and same_probes:
+        with contextlib.suppress(OSError, json.JSONDecodeError, KeyError, UserError):  # then it is evaluated again
+            records = read_results(self.folder)
+            # Results are written as they come; only a run that is done has all of them.
+            done = json.loads((self.folder / "status.json").read_text())["state"] == "done"
+            same_epoch = {r["epoch"] for r in records} == {self.trainer.epoch}
+            if done and same_epoch and self._probes_before == self.config["probe"]:
                 return records
         return None
 
@@ -170,45 +171,26 @@ class Run:
 
     # ---- End ------------------------------------------------------------------------------------------------------
 
-    def representations(self) -> list[Representation]:
-        """What the probes compare: the trained encoder, raw pixels, and the encoder before training."""
-        t = self.trainer
-        # Its BatchNorm statistics are measured too: with the initial 0 and 1 it would be a worse, and unfair, baseline.
-        untrained = t.inspector.recalibrate(t.untrained_encoder.to(t.device))
-        compared = [t.inspector.representation("h", t.inspector.probe_encoder())]
-        pixels = 3 * t.dataset.image_size**2 * 4 * len(t.dataset["train"])
-        if pixels <= PIXEL_BYTES:
-            compared.append(Representation("pixels", images_to(lambda x: x, t.dataset, t.device), t.dataset))
-        else:
-            self.reporter.say(f"raw pixels are left out: they would take {pixels / 2**30:.0f} GiB")
-        return [*compared, t.inspector.representation("h_untrained", untrained)]
-
     def _evaluate(self) -> None:
         t, began = self.trainer, time.monotonic()
-        self._save_encoder()
-        records = []
-        if t.dataset.labelled:
-            self.reporter.say(f"probing     {', '.join(self.config['probe'])}")
-            for representation in self.representations():
-                for probe in self.probes:
-                    records += probe.run(representation, t.dataset)
-        else:
-            loss = t.inspector.validation_loss()
-            n = len(t.dataset["pretrain_val"])
-            records.append(record("validation", "x_hat", "pretrain_val", loss, n, "no labels", "loss"))
-        epoch = t.epoch
-        records = [r | {"epoch": epoch} for r in records]
-        self._write("results.json", json.dumps(records, indent=1) + "\n")
-        t.inspector.draw_reconstructions(self.folder / "reconstructions.png", epoch)
+        representations = t.inspector.representations(lambda: t.untrained_encoder, self.reporter.track)
+        self._save_encoder(representations.encoder)
+        results = Results(self.folder, self.logger, t.step, t.epoch)
+        evaluation = Evaluation(self.probes, representations, t.model, t.dataset, self.reporter, t.epoch)
+        evaluation.run(results.add)
+        if not t.dataset.labelled:
+            loss, n = t.inspector.validation_loss(), len(t.dataset["pretrain_val"])
+            found = record("validation", "x_hat", "pretrain_val", loss, n, "no labels", "loss")
+            results.add([found | {"epoch": t.epoch}])
+        t.inspector.draw_reconstructions(self.folder / "reconstructions.png", t.epoch)
         self.logger.picture("reconstructions", self.folder / "reconstructions.png", t.step)
-        self.logger.results(records)
-        scores = [r["value"] for r in records if (r["probe"], r["feature"], r["split"]) == ("knn", "h", "val")]
-        t.score = scores[0] if scores else t.score
-        if t.dataset.labelled:
-            self.reporter.console.print(results_table(records))
+        self.logger.results(results.records)
+        found = score(results.records, self.probes)
+        t.score = t.score if found is None else found
+        self.reporter.show(results_tables(results.records))
         self.reporter.say(f"evaluated in {duration(time.monotonic() - began)}; all in {self._shown_folder()}")
 
-    def _save_encoder(self) -> None:
+    def _save_encoder(self, encoder: nn.Module) -> None:
         t = self.trainer
         recalibrated = t.clean_pass == "off"
         facts = {
@@ -224,7 +206,7 @@ class Run:
             "seed": self.config["seed"],
             "aavae_version": version("aavae"),
         }
-        checkpoint.save_encoder(self.folder / "encoder.safetensors", t.inspector.probe_encoder(), facts)
+        checkpoint.save_encoder(self.folder / "encoder.safetensors", encoder, facts)
 
     # ---- Files ----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aavae.console import Reporter, duration, results_table
+from aavae.console import Reporter, accuracy_table, duration
 from aavae.errors import UserError
 from aavae.figures import reconstruction_figure
 from aavae.loggers import Beginning, Loggers, MetricsFile, WandB
@@ -332,7 +332,7 @@ def test_a_quiet_reporter_says_nothing(capsys):
 
 def test_the_table_shows_test_accuracies_in_percent_with_their_spread(capsys):
     few = RESULT | {"probe": "few_label_1", "value": 0.7151}
-    table = results_table([
+    table = accuracy_table([
         RESULT, RESULT | {"split": "val", "value": 0.111}, RESULT | {"feature": "pixels", "value": 0.25},
         few, few | {"metric": "accuracy_sd", "value": 0.0213},
     ])  # fmt: skip

@@ -14,10 +14,10 @@ from sklearn.preprocessing import StandardScaler
 from aavae import build
 from aavae.datasets import Dataset, Split
 from aavae.errors import UserError
-from aavae.probes import Representation, images_to
 from aavae.probes.few_label import FewLabel, draw_per_class
 from aavae.probes.knn import KNN, knn_predict
 from aavae.probes.linear_cached import LinearCached, fit_softmax
+from aavae.representations import Representation
 from aavae.runtime import generator_for
 
 RECORD = {"probe", "feature", "split", "metric", "value", "n", "protocol"}
@@ -217,7 +217,7 @@ def counted():
         return x
 
     data = Ramp().load()
-    return Representation("pixels", images_to(encode, data, torch.device("cpu")), data, batch_size=8), data, seen
+    return Representation("pixels", lambda x, _: encode(x), data, torch.device("cpu"), batch_size=8), data, seen
 
 
 def test_features_are_of_normalised_clean_images_in_order(counted):
@@ -260,9 +260,10 @@ def test_probes_leave_the_model_as_it_was(clean_pass):
     trainer = build.trainer(cfg)
     model, inspector = trainer.model.train(), trainer.inspector
     before = digest(model)
-    features = inspector.representation("h", inspector.probe_encoder())
-    for probe in build.probes(cfg):
-        assert probe.run(features, trainer.dataset)
+    representations = inspector.representations(lambda: trainer.untrained_encoder)
+    for guest in build.probes(cfg):
+        for feature in guest.features:
+            assert guest.probe.run(representations[feature], trainer.dataset)
     inspector.validate()
     assert digest(model) == before
     assert model.training and all(module.training for module in model.modules())

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from aavae.pipelines import Crops, Pipeline, SimCLR
+
 SPLIT_SEED = 42  # of the released code, whatever the seed of the run (spec §1.5)
 
 
@@ -83,6 +85,14 @@ class Dataset(ABC):
     def target(self, images: Tensor) -> Tensor:
         """The clean images `(B, 3, H, W)` in [0, 1] that the decoder reconstructs and the probes see."""
         return images
+
+    def views(self) -> Pipeline:
+        """The augmentation recommended for it."""
+        return SimCLR(self.strength, self.blur_p)
+
+    def crops(self) -> Pipeline:
+        """The light augmentation that classifiers are trained with."""
+        return Crops(self.image_size // 8)
 
     def _constants(self, images: Tensor) -> tuple[Tensor, Tensor]:
         # Sent to the device once: a step that sent them would wait for the device.

@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional as F
 
+from aavae import pipelines
 from aavae.datasets import SPLIT_SEED, Dataset, Split, to_uint8
 
 
@@ -12,6 +13,14 @@ class Digits(Dataset):
     name, num_classes, image_size = "digits", 10, 16
     reference_batch = 128
     mean, std = (0.306, 0.306, 0.306), (0.319, 0.319, 0.319)  # of the 1,297 training images
+
+    def views(self) -> pipelines.Pipeline:
+        """Rotations, shifts and the like."""
+        return pipelines.Digits()
+
+    def crops(self) -> pipelines.Pipeline:
+        """Shifts; a mirrored digit is another digit, or none."""
+        return pipelines.Crops(self.image_size // 8, flip_p=0.0)
 
     def read(self, device: torch.device) -> dict[str, Split]:
         """The three labelled splits; pretraining uses the images of `train` and `val`."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from aavae.datasets import Dataset, Split, seeded_split
 from aavae.datasets.folder import read_labelled
 from aavae.errors import UserError
+from aavae.pipelines import Pipeline, ResizedCrops
 
 
 @contextlib.contextmanager
@@ -160,6 +161,10 @@ class STL10(Dataset):
             for split, chosen in zip(names, indices, strict=True):
                 splits[split] = Split(_gather(images, chosen, device), None if labels is None else labels[chosen])
         return splits
+
+    def crops(self) -> Pipeline:
+        """Random resized crops and flips."""
+        return ResizedCrops()
 
     def target(self, images: Tensor) -> Tensor:
         """Resize(105) and CenterCrop(96), or the images as they are."""

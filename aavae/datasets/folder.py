@@ -8,6 +8,7 @@ from torch import Tensor
 from aavae.datasets import Dataset, Split, seeded_split, to_float
 from aavae.datasets.store import PARTS, Store, StreamedSplit, square
 from aavae.errors import UserError
+from aavae.pipelines import Pipeline, ResizedCrops
 
 
 def layout(names: list[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -116,6 +117,10 @@ class ImageFolder(Dataset):
             return StreamedSplit(self.store, names, labels, self.image_size, self.resize, self.workers)
         images = self.store.read(names, lambda image: square(image, self.image_size, self.resize))
         return Split(images.to(device), labels)
+
+    def crops(self) -> Pipeline:
+        """Random resized crops and flips."""
+        return ResizedCrops()
 
     def read(self, device: torch.device) -> dict[str, Split]:
         """`pretrain` and `pretrain_val`, and with labels `train`, `val` and `test`."""

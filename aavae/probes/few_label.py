@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from aavae.datasets import Dataset
 from aavae.errors import UserError
-from aavae.probes import Representation, record
+from aavae.probes import record
+from aavae.representations import Representation
 from aavae.runtime import generator_for
 
 

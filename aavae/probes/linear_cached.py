@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from aavae.datasets import Dataset
 from aavae.errors import UserError
-from aavae.probes import Representation, record
+from aavae.probes import record
+from aavae.representations import Representation
 
 
 def fit_softmax(features: Tensor, labels: Tensor, num_classes: int, weight_decay: float, steps: int) -> nn.Linear:

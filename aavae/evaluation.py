@@ -1,0 +1,137 @@
+"""Probes judge the representations of a trained model: records, pictures, and the proof that they changed nothing."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from aavae import files
+from aavae.console import Reporter
+from aavae.datasets import Dataset
+from aavae.errors import UserError
+from aavae.loggers import Loggers
+from aavae.probes import Guest, Picture
+from aavae.representations import Representation, Representations
+
+RESULTS = "results.json"
+
+
+def checksum(module: nn.Module) -> str:
+    """A short hash of every parameter and buffer of `module`."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Evaluation:
+    """What `guests` find out about `representations`, for results.json, dashboards and the screen.
+
+    `judged` is the trained model, whose checksum is taken before and after; `epoch` is how long it was trained.
+    """
+
+    def __init__(
+        self,
+        guests: list[Guest],
+        representations: Representations,
+        judged: nn.Module,
+        dataset: Dataset,
+        reporter: Reporter,
+        epoch: float,
+    ):
+        self.guests, self.representations, self.judged = guests, representations, judged
+        self.dataset, self.reporter, self.epoch = dataset, reporter, epoch
+
+    def run(self, done: Callable[[list[dict], list[Picture]], None]) -> list[dict]:
+        """All records; `done` is told those of each guest, and its pictures, as soon as there are any.
+
+        Raises RuntimeError if the trained model is not what it was before.
+        """
+        before, records, unavailable = checksum(self.judged), [], set()
+        for guest in self.guests:
+            if self._needs_labels(guest):
+                self.reporter.say(f"{guest.name} is left out: {self.dataset.name} has no labels")
+                continue
+            self.reporter.say(f"probing     {guest.name}")
+            found: list[dict | Picture] = []
+            for feature in guest.features:
+                encode = self._available(guest, feature, unavailable)
+                if encode is not None:
+                    found += guest.probe.run(encode, self.dataset)
+            own = [r | {"epoch": self.epoch} for r in found if isinstance(r, dict)]
+            done(own, [p for p in found if isinstance(p, Picture)])
+            records += own
+        if checksum(self.judged) != before:
+            raise RuntimeError("a probe has changed the trained model; its results are worth nothing")
+        self.reporter.say(f"unchanged   the trained model, checksum {before} before and after")
+        return records
+
+    def _needs_labels(self, guest: Guest) -> bool:
+        return not self.dataset.labelled and getattr(guest.probe, "needs_labels", True)
+
+    def _available(self, guest: Guest, feature: str, unavailable: set[str]) -> Representation | None:
+        reason = self.representations.missing(feature)
+        if reason is None:
+            encode = self.representations[feature]
+            reason = guest.probe.missing(encode) if hasattr(guest.probe, "missing") else None
+            if reason is None:
+                return encode
+            reason = f"{guest.name} of {feature} is left out: {reason}"
+        else:
+            reason = f"{feature} is left out: {reason}"
+        if reason not in unavailable:
+            self.reporter.say(reason)
+            unavailable.add(reason)
+        return None
+
+
+class Results:
+    """The file `results.json` of a folder, written whole after each probe, and the pictures beside it.
+
+    With `keep`, what earlier evaluations of the same epoch have found is kept where it is not measured again.
+    """
+
+    def __init__(self, folder: Path, logger: Loggers, step: int, epoch: float, keep: bool = False):
+        self.folder, self.logger, self.step = folder, logger, step
+        self.records = [r for r in read_results(folder) if r["epoch"] == epoch] if keep else []
+
+    def add(self, records: list[dict], pictures: list[Picture] = ()) -> None:
+        """Write what a probe has found."""
+        new = {_key(r) for r in records}
+        self.records = [r for r in self.records if _key(r) not in new] + records
+        files.write(self.folder / RESULTS, json.dumps(self.records, indent=1) + "\n")
+        for picture in pictures:
+            path = self.folder / f"{picture.name}.png"
+            files.write(path, picture.png)
+            self.logger.picture(picture.name, path, self.step)
+
+
+def _key(r: dict) -> tuple:
+    return r["probe"], r["feature"], r["split"], r["metric"]
+
+
+def read_results(folder: Path) -> list[dict]:
+    """The records of a folder's results.json, none if there is none. Raises UserError if it is damaged."""
+    path = folder / RESULTS
+    if not path.exists():
+        return []
+    try:
+        records = json.loads(path.read_text())
+        return [r for r in records if _key(r) and "epoch" in r]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and evaluate again") from error
+
+
+def score(records: list[dict], guests: list[Guest]) -> float | None:
+    """The validation accuracy of h by the first probe that measures one: what a sweep may select on."""
+    for guest in guests:
+        for r in records:
+            named = r["probe"] == guest.name or r["probe"].startswith(f"{guest.name}_")
+            if named and (r["feature"], r["split"], r["metric"]) == ("h", "val", "accuracy"):
+                return r["value"]
+    return None

@@ -1,0 +1,153 @@
+"""What probes compare: frozen maps from images to features, each made when it is first asked for."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from aavae.datasets import Dataset, Split, sample, to_float
+from aavae.model import AutoEncoder
+from aavae.pipelines import Pipeline
+from aavae.runtime import Precision, generator_for
+
+# The encoder's features, the latent mean, a drawn latent, the raw image, and the encoder before training.
+NAMES = ("h", "mu", "z", "pixels", "h_untrained")
+PIXEL_BYTES = 8 * 2**30  # a baseline of raw pixels that needs more memory is left out
+
+Features = Callable[[Tensor, torch.Generator], Tensor]
+Track = Callable[[Iterable, int, str], Iterator]
+
+
+def untracked(items: Iterable, total: int, what: str) -> Iterator:
+    """The items, without telling anyone how far it is."""
+    return iter(items)
+
+
+class Representation:
+    """A frozen map from normalised images `(B, 3, H, W)` to features `(B, F)`, under a `name`.
+
+    It remembers the features of each split, so that several probes share one pass over the images. A probe that needs
+    more finds the `encoder` (a module to copy, or None), the whole `model` (or None), an augmentation that makes
+    `views`, and `track(items, total, what)`, which shows how far a long loop is.
+    """
+
+    encoder: nn.Module | None = None
+    model: AutoEncoder | None = None
+    views: Pipeline = Pipeline()
+
+    def __init__(
+        self,
+        name: str,
+        features: Features,
+        dataset: Dataset,
+        device: torch.device,
+        precision: Precision | None = None,
+        track: Track = untracked,
+        batch_size: int = 500,
+    ):
+        self.name, self.dataset, self.device, self.batch_size = name, dataset, device, batch_size
+        self.precision, self.track = precision or Precision("fp32", device.type, None), track
+        self._compute, self._features = features, {}
+
+    def __call__(self, split: str) -> tuple[Tensor, Tensor]:
+        """Features `(N, F)` float32 of the clean images of `split`, and labels `(N,)`, on one device."""
+        if split not in self._features:
+            self._features[split] = self.of(self.dataset[split], f"{self.name} of {split} images")
+        return self._features[split]
+
+    def of(self, split: Split, what: str = "features") -> tuple[Tensor, Tensor | None]:
+        """Features and labels (None where there are none) of any images."""
+        generator, total = generator_for("features", self.name), -(-len(split) // self.batch_size)
+        batches = self.track(split.batches(self.batch_size), total, what)
+        features = torch.cat([self.encode(self.normalized(batch), generator) for batch in batches])
+        return features, None if split.labels is None else split.labels.to(features.device)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Features `(B, F)` float32 of normalised images; `generator` is for a representation that draws."""
+        with self.precision.autocast():
+            features = self._compute(x, generator or generator_for("features", self.name))
+        return features.flatten(1).float()
+
+    def clean(self, images: Tensor) -> Tensor:
+        """uint8 images as the float images in [0, 1] that are shown to the encoder, on the device."""
+        return self.dataset.target(to_float(images.to(self.device)))
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """uint8 images in the encoder's units."""
+        return self.dataset.normalize(self.clean(images))
+
+    def limit(self, split: str, n: int) -> "Representation":
+        """The same, with only n images of `split`."""
+        if len(self.dataset[split]) > n:
+            self._features[split] = self.of(sample(self.dataset[split], n))
+        return self
+
+
+class Representations:
+    """The representations of one trained model, by name; those that cannot be had say why.
+
+    `model` is a frozen copy, with the BatchNorm statistics that probes are to see, or None where there is only an
+    `encoder`; `untrained` makes the encoder before training, or is None where nobody knows it.
+    """
+
+    def __init__(
+        self,
+        model: AutoEncoder | None,
+        encoder: nn.Module,
+        untrained: Callable[[], nn.Module] | None,
+        dataset: Dataset,
+        augmentation: Pipeline,
+        device: torch.device,
+        precision: Precision,
+        track: Track = untracked,
+    ):
+        self.model, self.encoder, self._untrained = model, encoder, untrained
+        self.dataset, self.device, self.precision, self.track = dataset, device, precision, track
+        # A model trained without augmentation is shown the views that its dataset recommends.
+        self.views = augmentation if augmentation.augments else dataset.views()
+        self._made: dict[str, Representation] = {}
+
+    def missing(self, name: str) -> str | None:
+        """Why there is no representation `name`; None if there is one."""
+        if name in ("mu", "z") and self.model is None:
+            return f"{name} needs a checkpoint of the whole model; this file holds an encoder"
+        if name == "z" and not self.model.stochastic:
+            return "z is mu: this model draws no latent"
+        if name == "h_untrained" and self._untrained is None:
+            return "nobody knows how this encoder was initialised"
+        largest = self.dataset["train" if self.dataset.labelled else "pretrain_val"]
+        pixels = 3 * self.dataset.image_size**2 * 4 * len(largest)
+        if name == "pixels" and pixels > PIXEL_BYTES:
+            return f"raw pixels would take {pixels / 2**30:.0f} GiB"
+        return None
+
+    def __getitem__(self, name: str) -> Representation:
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def _make(self, name: str) -> Representation:
+        encoder = None
+        if name == "pixels":
+
+            def features(x: Tensor, generator: torch.Generator) -> Tensor:
+                return x
+        elif name in ("mu", "z"):
+
+            def features(x: Tensor, generator: torch.Generator) -> Tensor:
+                code = self.model.encode(x)
+                if name == "mu":
+                    return code.mu
+                noise = torch.randn(code.mu.shape, generator=generator).to(x.device)
+                return code.mu + noise * code.sigma
+        else:
+            encoder = self.encoder if name == "h" else self._untrained()
+
+            def features(x: Tensor, generator: torch.Generator) -> Tensor:
+                return encoder(x)
+
+        made = Representation(name, features, self.dataset, self.device, self.precision, self.track)
+        made.encoder, made.views = encoder, self.views
+        made.model = self.model if name in ("h", "mu", "z") else None
+        return made
