@@ -4,6 +4,7 @@ Imports torch only when something is built, so that a config is composed and che
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from importlib import resources
@@ -27,8 +28,9 @@ FOREIGN = ("",)  # a config, unlike a checkpoint, may name any module
 # ---- Config -------------------------------------------------------------------------------------------------------
 
 
-def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> DictConfig:
-    """The config that `overrides` (Hydra's syntax) make, checked against the schema; interpolations are resolved later.
+def compose(overrides: Sequence[str] = (), config_dir: str | None = None, primary: str = "config") -> DictConfig:
+    """The config that `overrides` (Hydra's syntax) make of the `primary` one, checked against the schema;
+    interpolations are resolved later.
 
     Raises UserError for an unknown key (also with `+` and `++`), an unknown option or a value of the wrong type.
     """
@@ -48,19 +50,19 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None) -> Dic
         if _is_group(override) and (override.is_delete() or override.value() is None):
             raise UserError(f"{override.key_or_group} cannot be left out; choose another of its options")
     searchpath = tuple(o for o in overrides if o.startswith("hydra."))
-    schema = _compose(groups + searchpath)
+    schema = _compose(groups + searchpath, primary)
     for override in parsed:
         if not _is_group(override):
             _check(override, schema)
     # Checked already, so `+` and `++` need not be told apart.
-    return _compose(tuple(overrides))
+    return _compose(tuple(overrides), primary)
 
 
-def folder(overrides: Sequence[str], key: str) -> str | None:
+def folder(overrides: Sequence[str], key: str, primary: str = "config") -> str | None:
     """Where Hydra will put a run (`hydra.run.dir`) or sweep (`hydra.sweep.dir`); None if only Hydra itself can tell."""
     try:
         with hydra.initialize_config_module("aavae.conf", version_base="1.3"):
-            return OmegaConf.select(hydra.compose("config", list(overrides), return_hydra_config=True), key)
+            return OmegaConf.select(hydra.compose(primary, list(overrides), return_hydra_config=True), key)
     except (HydraException, OmegaConfBaseException):
         return None
 
@@ -76,14 +78,14 @@ def _is_group(override: Override) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _compose_cached(overrides: tuple[str, ...]) -> DictConfig:
+def _compose_cached(overrides: tuple[str, ...], primary: str) -> DictConfig:
     with hydra.initialize_config_module("aavae.conf", version_base="1.3"):
-        return hydra.compose("config", list(overrides))
+        return hydra.compose(primary, list(overrides))
 
 
-def _compose(overrides: tuple[str, ...]) -> DictConfig:
+def _compose(overrides: tuple[str, ...], primary: str) -> DictConfig:
     try:
-        return _compose_cached(overrides).copy()
+        return _compose_cached(overrides, primary).copy()
     except MissingConfigException as error:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         if group not in _groups():
@@ -92,6 +94,8 @@ def _compose(overrides: tuple[str, ...]) -> DictConfig:
         guess = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"{group} has no option {option!r}{guess} It has {', '.join(options(group))}") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if absent := re.match(r"Could not override '([^']+)'", str(error)):
+            raise UserError(f"{absent[1]} is not chosen here; --help lists what can be") from error
         raise UserError(_one_line(error)) from error
 
 
@@ -125,7 +129,7 @@ def _check(override: Override, schema: DictConfig) -> None:
         near = difflib.get_close_matches(key, known, 1)
         # A misplaced key is more often meant than a misspelt one: beta for loss.beta.
         near = [k for k in known if k.endswith(f".{key}")][:1] or near
-        hint = f"; did you mean {near[0]}?" if near else "; aavae-train --cfg job shows all keys"
+        hint = f"; did you mean {near[0]}?" if near else "; --cfg job shows all keys"
         raise UserError(f"there is no key {key!r}{hint}")
     if override.is_delete():
         raise UserError(f"{key} cannot be deleted; set it to another value")
@@ -247,11 +251,12 @@ def probes(cfg: DictConfig, data=None) -> list:
     return guests
 
 
-def loggers(cfg: DictConfig):
-    """`metrics.jsonl` and what the logger group asks for, not yet started."""
+def loggers(cfg: DictConfig, metrics: bool = True):
+    """What the logger group asks for, and `metrics.jsonl`, not yet started."""
     from aavae.loggers import Loggers, MetricsFile
 
-    return Loggers({"metrics": MetricsFile(), **{name: _component(node) for name, node in cfg.logger.items()}})
+    asked = {name: _component(node) for name, node in cfg.logger.items()}
+    return Loggers({"metrics": MetricsFile(), **asked} if metrics else asked)
 
 
 def trainer(cfg: DictConfig, processes=None):
@@ -292,6 +297,7 @@ def trainer(cfg: DictConfig, processes=None):
         augment,
         data,
         inspector,
+        probes(cfg, data.load(device)),
         lambda m: optim.optimizer(m, **settings),
         lambda steps: schedules.schedule(cfg.schedule.shape, cfg.schedule.warmup_epochs * factor, steps, cfg.epochs),
         epochs=cfg.epochs,

@@ -115,7 +115,7 @@ def component(node: dict, allowed: tuple[str, ...] = ARCHITECTURES, **facts) -> 
         build = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"there is no {target} ({error})") from error
-    if allowed == ARCHITECTURES and getattr(build, "__module__", None) != module:
+    if "" not in allowed and target.startswith("aavae.") and getattr(build, "__module__", None) != module:
         raise UserError(refusal)  # what such a module has imported is not its own to offer
     try:
         return build(**arguments)
@@ -161,18 +161,39 @@ def load_model(path: str | Path) -> AutoEncoder:
     path = _located(path, (LAST, PREVIOUS))
     if path.suffix == ".safetensors":
         raise UserError(f"{path} holds an encoder only; load it with load_encoder, or give a checkpoint")
-    return _model_of(path)[0].eval()
+    return model_of(load(path), path).eval()
 
 
-def _model_of(path: Path) -> tuple[AutoEncoder, dict]:
-    state = load(path)
+def model_of(state: dict, path: Path, allowed: tuple[str, ...] = ARCHITECTURES) -> AutoEncoder:
+    """The model of the checkpoint `state`, read from `path`. Raises UserError if it does not describe one."""
     if missing := [k for k in ("architecture", "model", "mean", "std") if k not in state]:
         raise UserError(f"{path} is not a checkpoint of a run: it has no {', '.join(missing)}")
     if not isinstance(state["architecture"], dict):
         raise UserError(f"{path} does not describe its model")
-    model = assemble(state["architecture"])
+    model = assemble(state["architecture"], allowed)
     fit_state(model, state["model"], str(path))
-    return model, state
+    return model
+
+
+def encoder_of(path: Path, allowed: tuple[str, ...] = ARCHITECTURES) -> tuple[nn.Module, dict]:
+    """The encoder of an `encoder.safetensors`, and the facts its metadata states. Raises UserError for another file."""
+    try:
+        with safetensors.safe_open(path, "pt") as handle:
+            metadata = handle.metadata() or {}
+        facts = {name: _plain(text) for name, text in metadata.items()}
+        encoder = component(facts["architecture"], allowed)
+        fit_state(encoder, safetensors.torch.load_file(path), str(path))
+        facts["mean"], facts["std"] = tuple(facts["mean"]), tuple(facts["std"])
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not an encoder.safetensors written by aavae ({error})") from error
+    return encoder, facts
+
+
+def _plain(text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def load_encoder(path: str | Path) -> nn.Module:
@@ -182,17 +203,10 @@ def load_encoder(path: str | Path) -> nn.Module:
     none of these.
     """
     path = _located(path, ("encoder.safetensors", LAST, PREVIOUS))
-    if path.suffix != ".safetensors":
-        model, state = _model_of(path)
-        encoder, mean, std = model.encoder, state["mean"], state["std"]
+    if path.suffix == ".safetensors":
+        encoder, facts = encoder_of(path)
     else:
-        try:
-            with safetensors.safe_open(path, "pt") as handle:
-                facts = {k: v for k, v in (handle.metadata() or {}).items()}
-            encoder = component(json.loads(facts["architecture"]))
-            fit_state(encoder, safetensors.torch.load_file(path), str(path))
-            mean, std = json.loads(facts["mean"]), json.loads(facts["std"])
-        except (safetensors.SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-            raise UserError(f"{path} is not an encoder.safetensors written by aavae ({error})") from error
-    encoder.mean, encoder.std = tuple(mean), tuple(std)
+        facts = load(path)
+        encoder = model_of(facts, path).encoder
+    encoder.mean, encoder.std = tuple(facts["mean"]), tuple(facts["std"])
     return encoder.eval()

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,6 +22,12 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h {m:02d}m"
     return f"{minutes}m {s:02d}s" if minutes else f"{s}s"
+
+
+def shown(path: Path) -> Path:
+    """A path as a person would type it from here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 class Reporter:
@@ -122,15 +129,20 @@ def results_tables(records: list[dict]) -> list[Table]:
     return tables + [measures_table(f"{probe}, {split} images", found) for (probe, split), found in measured.items()]
 
 
+def _in_order(names: Iterable[str], known: dict[str, str]) -> list[str]:
+    order = list(known)
+    return sorted(dict.fromkeys(names), key=lambda name: order.index(name) if name in order else len(order))
+
+
 def accuracy_table(records: list[dict]) -> Table:
     """Test accuracies in percent, one row per representation, one column per probe, mean ± sd where there are draws."""
     test = {(r["probe"], r["feature"], r["metric"]): r["value"] for r in records if r["split"] == "test"}
-    probes = list(dict.fromkeys(p for p, _, metric in test if metric in ACCURACIES))
+    probes = _in_order((p for p, _, metric in test if metric in ACCURACIES), PROBES)
     table = Table(title="Test accuracy, % (protocols in results.json)", title_justify="left")
     table.add_column("features", no_wrap=True)
     for probe in probes:
         table.add_column(PROBES.get(probe, probe), justify="right", no_wrap=True)
-    for feature in dict.fromkeys(f for _, f, metric in test if metric in ACCURACIES):
+    for feature in _in_order((f for _, f, metric in test if metric in ACCURACIES), FEATURES):
         cells = []
         for probe in probes:
             value, sd = (test.get((probe, feature, metric)) for metric in ACCURACIES)
@@ -148,7 +160,7 @@ def measures_table(title: str, records: list[dict]) -> Table:
     table.add_column("features", no_wrap=True)
     for metric in metrics:
         table.add_column(metric.replace("_", " "), justify="right")
-    for feature in dict.fromkeys(f for f, _ in values):
+    for feature in _in_order((f for f, _ in values), FEATURES):
         cells = [f"{values[feature, m]:.4g}" if (feature, m) in values else "–" for m in metrics]
         table.add_row(FEATURES.get(feature, feature), *cells)
     return table

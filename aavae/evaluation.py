@@ -105,10 +105,20 @@ class Results:
         new = {_key(r) for r in records}
         self.records = [r for r in self.records if _key(r) not in new] + records
         files.write(self.folder / RESULTS, json.dumps(self.records, indent=1) + "\n")
-        for picture in pictures:
-            path = self.folder / f"{picture.name}.png"
-            files.write(path, picture.png)
-            self.logger.picture(picture.name, path, self.step)
+        keep_pictures(pictures, self.folder, self.logger, self.step)
+
+
+def keep_pictures(pictures: list[Picture], folder: Path, logger: Loggers, step: int) -> None:
+    """Write pictures to `folder` and show them to the loggers."""
+    for picture in pictures:
+        path = folder / f"{picture.name}.png"
+        files.write(path, picture.png)
+        logger.picture(picture.name, path, step)
+
+
+def name_of(r: dict) -> str:
+    """The name of a record in logs: probe/feature/split/metric."""
+    return "/".join(_key(r))
 
 
 def _key(r: dict) -> tuple:

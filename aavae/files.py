@@ -57,6 +57,6 @@ def only_one(folder: Path):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"another process is training in {folder}; wait for it, or name another hydra.run.dir="
+                f"another process is busy in {folder}; wait for it, or name another hydra.run.dir="
             ) from error
         yield

@@ -1,18 +1,17 @@
 """Looking at a model while it trains: validation, a cheap kNN, reconstructions, and the encoder that probes see."""
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from aavae.batchnorm import recalibrated
 from aavae.datasets import Dataset, sample, to_float
 from aavae.errors import UserError
 from aavae.figures import reconstruction_figure
 from aavae.model import AutoEncoder
 from aavae.pipelines import Pipeline
+from aavae.probes import Guest
 from aavae.probes.knn import KNN
 from aavae.representations import Representations, Track, untracked
 from aavae.runtime import Precision, generator_for
@@ -52,9 +51,9 @@ class Inspector:
         self.validator = Validator(dataset, augmentation, val_samples, seed, device)
         self.knn = KNN(splits=("val",))
 
-    def validate(self) -> tuple[dict[str, float], float]:
-        """Losses and densities of the validation split and of as many training images, and a cheap kNN; and the score:
-        the kNN's accuracy, or without labels the negative validation loss."""
+    def validate(self, learners: Sequence[Guest] = ()) -> tuple[dict[str, float], float]:
+        """Losses and densities of the validation split and of as many training images, a cheap kNN, and how far the
+        probes are that learn along; and the score: the kNN's accuracy, or without labels the negative loss."""
         splits = {"val": self.dataset["pretrain_val"]}
         if self.validate_train:
             splits["train_eval"] = sample(self.dataset["pretrain"], len(splits["val"]))
@@ -66,40 +65,28 @@ class Inspector:
             return metrics, -metrics["val/loss"]
         features = self.representations()["h"].limit("train", self.knn_images)
         metrics["val/knn"] = self.knn.run(features, self.dataset)[0]["value"]
+        metrics |= {f"val/{name}": probe.accuracy(features, "val") for name, probe, _ in learners}
         return metrics, metrics["val/knn"]
 
     def validation_loss(self) -> float:
         """The loss of the validation split."""
         return self.validator.run(self.model, self.loss, self.dataset["pretrain_val"], self.precision)["loss"]
 
-    def _clean_images(self) -> Iterator[Tensor]:
-        some = sample(self.dataset["pretrain"], self.recalibration_images)
-        with self.precision.autocast():
-            for images in some.batches(500):
-                if len(images) < 2:
-                    continue  # one image has no variance
-                yield self.dataset.normalize(self.dataset.target(to_float(images.to(self.device))))
-
-    def probe_model(self) -> AutoEncoder:
-        """A frozen copy of the model as probes see it: with running statistics, or recalibrated."""
-        if self.recalibrates:
-            return recalibrated(self.model, self._clean_images(), AutoEncoder.encode)
-        return copy.deepcopy(self.model).eval()
-
     def representations(
         self, untrained: Callable[[], nn.Module] | None = None, track: Track = untracked
     ) -> Representations:
         """What the probes compare; `untrained` makes the encoder before training."""
-        model = self.probe_model()
-
-        # Its BatchNorm statistics are measured too: with the initial 0 and 1 it would be a worse, and unfair, baseline.
-        def before() -> nn.Module:
-            return recalibrated(untrained().to(self.device), self._clean_images())
-
         return Representations(
-            model, model.encoder, untrained and before, self.dataset, self.augmentation, self.device, self.precision,
-            track,
-        )  # fmt: skip
+            self.model,
+            untrained,
+            self.dataset,
+            self.augmentation,
+            self.device,
+            self.precision,
+            recalibrates=self.recalibrates,
+            recalibration_images=self.recalibration_images,
+            track=track,
+        )
 
     @torch.no_grad()
     def draw_reconstructions(self, path: Path, epoch: float, n: int = 10) -> None:

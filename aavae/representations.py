@@ -1,10 +1,12 @@
 """What probes compare: frozen maps from images to features, each made when it is first asked for."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from aavae.batchnorm import recalibrated
 from aavae.datasets import Dataset, Split, sample, to_float
 from aavae.model import AutoEncoder
 from aavae.pipelines import Pipeline
@@ -87,26 +89,44 @@ class Representation:
 class Representations:
     """The representations of one trained model, by name; those that cannot be had say why.
 
-    `model` is a frozen copy, with the BatchNorm statistics that probes are to see, or None where there is only an
-    `encoder`; `untrained` makes the encoder before training, or is None where nobody knows it.
+    `trained` is the autoencoder, or an encoder alone; probes see a frozen copy, which `recalibrates` its BatchNorm
+    statistics on clean training images or keeps those of training. `untrained` makes the encoder before training, and
+    is None where nobody knows it.
     """
 
     def __init__(
         self,
-        model: AutoEncoder | None,
-        encoder: nn.Module,
+        trained: AutoEncoder | nn.Module,
         untrained: Callable[[], nn.Module] | None,
         dataset: Dataset,
         augmentation: Pipeline,
         device: torch.device,
         precision: Precision,
+        *,
+        recalibrates: bool = False,
+        recalibration_images: int = 10_000,
         track: Track = untracked,
     ):
-        self.model, self.encoder, self._untrained = model, encoder, untrained
         self.dataset, self.device, self.precision, self.track = dataset, device, precision, track
+        self._untrained, self._recalibration_images = untrained, recalibration_images
+        whole = isinstance(trained, AutoEncoder)
+        forward = AutoEncoder.encode if whole else nn.Module.__call__
+        frozen = self._recalibrated(trained, forward) if recalibrates else copy.deepcopy(trained).eval()
+        self.model = frozen if whole else None
+        self.encoder = frozen.encoder if whole else frozen
         # A model trained without augmentation is shown the views that its dataset recommends.
         self.views = augmentation if augmentation.augments else dataset.views()
         self._made: dict[str, Representation] = {}
+
+    def _recalibrated(self, module: nn.Module, forward: Callable = nn.Module.__call__) -> nn.Module:
+        def batches() -> Iterator[Tensor]:
+            some = sample(self.dataset["pretrain"], self._recalibration_images)
+            for images in some.batches(500):
+                if len(images) > 1:  # one image has no variance
+                    yield self.dataset.normalize(self.dataset.target(to_float(images.to(self.device))))
+
+        with self.precision.autocast():
+            return recalibrated(module, batches(), forward)
 
     def missing(self, name: str) -> str | None:
         """Why there is no representation `name`; None if there is one."""
@@ -142,7 +162,8 @@ class Representations:
                 noise = torch.randn(code.mu.shape, generator=generator).to(x.device)
                 return code.mu + noise * code.sigma
         else:
-            encoder = self.encoder if name == "h" else self._untrained()
+            # BatchNorm as it starts, with 0 and 1, would make the untrained encoder an unfair baseline.
+            encoder = self.encoder if name == "h" else self._recalibrated(self._untrained().to(self.device))
 
             def features(x: Tensor, generator: torch.Generator) -> Tensor:
                 return encoder(x)

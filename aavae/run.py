@@ -6,22 +6,21 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from aavae import checkpoint, files
-from aavae.console import Reporter, duration, results_tables
+from aavae import checkpoint, files, restart
+from aavae.console import Reporter, duration, results_tables, shown
 from aavae.errors import UserError
 from aavae.evaluation import RESULTS, Evaluation, Results, read_results, score
 from aavae.identity import identity_config
 from aavae.loggers import Beginning, Loggers
-from aavae.probes import Guest, record
-from aavae.runtime import Signals
+from aavae.probes import record
+from aavae.runtime import Signals, device_name
 from aavae.trainer import Trainer
 
 
 class Run:
-    """A run of `trainer` in `folder`, judged by `probes` and told to `logger`.
+    """A run of `trainer` in `folder`, judged by its guests and told to `logger`.
 
     `config` is the plain, resolved config, which goes into every checkpoint, and `config_yaml` its text; `command` is
     what the user types to continue; `name` and `group` (the sweep) are for dashboards.
@@ -30,7 +29,6 @@ class Run:
     def __init__(
         self,
         trainer: Trainer,
-        probes: list[Guest],
         logger: Loggers,
         folder: Path,
         *,
@@ -41,7 +39,7 @@ class Run:
         name: str,
         group: str | None,
     ):
-        self.trainer, self.probes, self.folder = trainer, probes, folder
+        self.trainer, self.folder = trainer, folder
         self.logger = logger if trainer.processes.leads else Loggers({})
         self.config, self.config_yaml, self.resume, self.command = config, config_yaml, resume, command
         self.name, self.group = name, group
@@ -63,7 +61,7 @@ class Run:
         with files.only_one(self.folder) if leads else contextlib.nullcontext():
             remembered = self._resume()
             if (records := self._finished()) is not None:
-                self.reporter.say(f"{self._shown_folder()} is finished ({self.trainer.epoch:g} epochs); its results:")
+                self.reporter.say(f"{shown(self.folder)} is finished ({self.trainer.epoch:g} epochs); its results:")
                 self.reporter.show(results_tables(records))
                 return self.trainer.score
             logger, failed = self.logger, True
@@ -114,7 +112,7 @@ class Run:
             self._refuse_another_run(state)
         elif source.absolute() not in (self.folder, *own) and own:
             raise UserError(f"{self.folder} holds a run already; name another hydra.run.dir= for resume={how}")
-        self.trainer.restore(state, str(source))
+        restart.restore(self.trainer, state, str(source))
         self._probes_before = state["config"]["probe"]
         if note:
             self.reporter.say(note)
@@ -153,21 +151,15 @@ class Run:
         t, cfg = self.trainer, self.config
         parameters = sum(p.numel() for p in t.model.parameters())
         encoder = sum(p.numel() for p in t.model.encoder.parameters())
-        where = torch.cuda.get_device_name(t.device) if t.device.type == "cuda" else t.device.type
-        threads = f", {torch.get_num_threads()} threads" if t.device.type == "cpu" else ""
         several = f", {t.processes.world} processes" if t.processes.world > 1 else ""
         say = self.reporter.say
         say(f"method      {cfg['method']}, seed {cfg['seed']}")
         say(f"dataset     {t.dataset.name}: {len(t.loader.split):,} images for pretraining, {t.dataset.image_size}²")
         say(f"model       {parameters:,} parameters ({encoder:,} in the encoder), latent {cfg['latent_dim']}")
-        say(f"device      {where}{threads}{several}, {t.precision.name}")
+        say(f"device      {device_name(t.device)}{several}, {t.precision.name}")
         start = f", from step {t.step:,}" if t.step else ""
         say(f"training    {t.total_steps:,} steps: {cfg['epochs']} epochs of {t.loader.steps_per_epoch}{start}")
-        say(f"folder      {self._shown_folder()}")
-
-    def _shown_folder(self) -> Path:
-        here = Path.cwd()
-        return self.folder.relative_to(here) if self.folder.is_relative_to(here) else self.folder
+        say(f"folder      {shown(self.folder)}")
 
     # ---- End ------------------------------------------------------------------------------------------------------
 
@@ -176,7 +168,7 @@ class Run:
         representations = t.inspector.representations(lambda: t.untrained_encoder, self.reporter.track)
         self._save_encoder(representations.encoder)
         results = Results(self.folder, self.logger, t.step, t.epoch)
-        evaluation = Evaluation(self.probes, representations, t.model, t.dataset, self.reporter, t.epoch)
+        evaluation = Evaluation(t.guests, representations, t.model, t.dataset, self.reporter, t.epoch)
         evaluation.run(results.add)
         if not t.dataset.labelled:
             loss, n = t.inspector.validation_loss(), len(t.dataset["pretrain_val"])
@@ -185,10 +177,10 @@ class Run:
         t.inspector.draw_reconstructions(self.folder / "reconstructions.png", t.epoch)
         self.logger.picture("reconstructions", self.folder / "reconstructions.png", t.step)
         self.logger.results(results.records)
-        found = score(results.records, self.probes)
+        found = score(results.records, t.guests)
         t.score = t.score if found is None else found
         self.reporter.show(results_tables(results.records))
-        self.reporter.say(f"evaluated in {duration(time.monotonic() - began)}; all in {self._shown_folder()}")
+        self.reporter.say(f"evaluated in {duration(time.monotonic() - began)}; all in {shown(self.folder)}")
 
     def _save_encoder(self, encoder: nn.Module) -> None:
         t = self.trainer

@@ -39,6 +39,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """What a person calls it: the GPU's name, or the CPU with its number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
 @dataclass(frozen=True)
 class Precision:
     """What the forward pass computes in: `name`, and the autocast dtype (None: float32 throughout)."""

@@ -11,17 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from aavae import checkpoint, files
+from aavae import checkpoint, files, restart
 from aavae.console import Reporter
 from aavae.datasets import Dataset
 from aavae.diagnostics import agreement, density, dequantisation, latent_statistics, log_weights, shifted
 from aavae.errors import UserError
+from aavae.evaluation import Evaluation, keep_pictures, name_of
 from aavae.inspector import Inspector
 from aavae.loader import Batch, Loader
 from aavae.loggers import Loggers
 from aavae.meter import Meter
 from aavae.model import AutoEncoder, Output
 from aavae.pipelines import Pipeline
+from aavae.probes import Guest, Picture
 from aavae.runtime import Interrupted, Precision, Processes, Signals, generator_for, seed_default, seed_for, send
 from aavae.schedules import Schedule
 
@@ -42,6 +44,7 @@ class Trainer:
         augmentation: Pipeline,
         dataset: Dataset,
         inspector: Inspector,
+        guests: list[Guest],
         optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         schedule: Callable[[int], Schedule],
         *,
@@ -60,6 +63,7 @@ class Trainer:
         validate_every: int = 20,
         checkpoint_epochs: tuple[int, ...] = (),
         save_minutes: float = 5.0,
+        probe_every: int = 0,
         max_steps: int | None = None,
     ):
         _refuse_out_of_range(
@@ -69,6 +73,7 @@ class Trainer:
                 "trainer.log_every": (log_every, 1),
                 "trainer.validate_every": (validate_every, 0),
                 "trainer.save_minutes": (save_minutes, 0),
+                "trainer.probe_every": (probe_every, 0),
                 "trainer.max_steps": (0 if max_steps is None else max_steps, 0),
                 **{f"trainer.checkpoint_epochs[{i}]": (epoch, 1) for i, epoch in enumerate(checkpoint_epochs)},
             },
@@ -93,6 +98,10 @@ class Trainer:
         self.validate_every, self.max_steps = validate_every, max_steps
         self.checkpoint_epochs, self.save_minutes = tuple(checkpoint_epochs), save_minutes
         self.inspector, self.meter = inspector, Meter(self.processes)
+        self.guests, self.probe_every = guests, probe_every
+        self.learners = [guest for guest in guests if hasattr(guest.probe, "learn") and dataset.labelled]
+        for _, probe, _ in self.learners:
+            probe.begin(model.encoder.output_dim, dataset, device, precision)
         self.step, self.closed, self.score = 0, True, None
 
     # ---- One step -------------------------------------------------------------------------------------------------
@@ -122,6 +131,8 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        for _, probe, _ in self.learners:  # on their own labelled images; the encoder learns nothing from them
+            terms |= probe.learn(self.model.encoder, self.step)
         return dict(terms) | (self._diagnostics(output, x, clean) if measure else {})
 
     def _set_learning_rate(self) -> None:
@@ -256,11 +267,13 @@ class Trainer:
         last = self.step >= self.total_steps
         # Derived from the model as it stands, so that a run stopped in here does it again when it is resumed.
         if self.validate_every and (epoch % self.validate_every == 0 or last) and self.processes.leads:
-            metrics, self.score = self.inspector.validate()
+            metrics, self.score = self.inspector.validate(self.learners)
             self.logger.log(metrics, self.step, self.epoch)
             picture = self.folder / "reconstructions.png"
             self.inspector.draw_reconstructions(picture, self.epoch)
             self.logger.picture("reconstructions", picture, self.step)
+        if self.probe_every and epoch % self.probe_every == 0 and not last and self.processes.leads:
+            self._probe()
         self.processes.wait()
         self.closed = True
         if epoch in self.checkpoint_epochs and not rest:
@@ -271,6 +284,16 @@ class Trainer:
             self.save()
         self.meter.restart(self.step)
 
+    def _probe(self) -> None:
+        def log(records: list[dict], pictures: list[Picture]) -> None:
+            self.logger.log({f"probe/{name_of(r)}": r["value"] for r in records}, self.step, self.epoch)
+            keep_pictures(pictures, self.folder, self.logger, self.step)
+
+        # The baselines do not change while it trains.
+        own = [g._replace(features=tuple(f for f in g.features if f in ("h", "mu", "z"))) for g in self.guests]
+        representations = self.inspector.representations(track=self.reporter.track)
+        Evaluation(own, representations, self.model, self.dataset, self.reporter, self.epoch).run(log)
+
     # ---- State ----------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
@@ -279,56 +302,10 @@ class Trainer:
             broken = [n for n, p in self.model.named_parameters() if not torch.isfinite(p).all()]
             if broken:
                 raise UserError(f"at step {self.step} {broken[0]} is not finite; the last good checkpoint is kept")
-            state = {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict() | {"name": type(self.optimizer).__name__},
-                "scaler": self.scaler.state_dict(),
-                "step": self.step,
-                "steps_per_epoch": self.loader.steps_per_epoch,
-                "epochs": self.epochs,
-                "closed": self.closed,
-                "score": self.score,
-                "mean": list(self.dataset.mean),
-                "std": list(self.dataset.std),
-                "loggers": self.logger.state(),
-            }
+            state = restart.state_of(self)
             checkpoint.save(self.folder / checkpoint.LAST, state | self.facts)
         self.processes.wait()
         self._saved = time.monotonic()
-
-    def restore(self, state: dict, origin: str) -> None:
-        """Continue from a checkpoint. Raises UserError if it does not fit, or cannot be trained to `epochs`."""
-        if state["steps_per_epoch"] != self.loader.steps_per_epoch:
-            raise UserError(
-                f"{origin} was trained with {state['steps_per_epoch']} steps per epoch, this run has "
-                f"{self.loader.steps_per_epoch}: keep dataset and batch_size, or use resume=never"
-            )
-        if state["step"] > self.total_steps:
-            raise UserError(
-                f"{origin} stands at step {state['step']:,} already, past the {self.total_steps:,} of this run; "
-                "ask for more epochs (or trainer.max_steps), or use resume=never"
-            )
-        if state["step"] and state["epochs"] != self.epochs and not self.schedule.extendable:
-            raise UserError(
-                f"{origin} was trained towards epochs={state['epochs']} with a {self.schedule.shape} schedule, which "
-                f"would have been another with epochs={self.epochs}; only schedule=constant can be extended"
-            )
-        checkpoint.fit_state(self.model, state["model"], origin)
-        self._restore_optimizer(state["optimizer"], origin)
-        if self.scaler.is_enabled() and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        self.step, self.closed, self.score = state["step"], state["closed"], state["score"]
-
-    def _restore_optimizer(self, saved: dict, origin: str) -> None:
-        # What was accumulated is restored; settings, such as weight decay, are those asked for now.
-        own = self.optimizer.state_dict()
-        sizes = [[len(group["params"]) for group in groups] for groups in (saved["param_groups"], own["param_groups"])]
-        if saved["name"] != type(self.optimizer).__name__ or sizes[0] != sizes[1]:
-            raise UserError(
-                f"{origin} holds the state of {saved['name']} over {sizes[0]} parameters, which does not fit "
-                f"{type(self.optimizer).__name__} over {sizes[1]}; keep the optimizer, or use resume=never"
-            )
-        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
 
 
 def _refuse_out_of_range(least: dict[str, tuple], clip: float | None, clean_pass: str) -> None:

@@ -18,16 +18,13 @@ class Ended(NamedTuple):
     err: str
 
 
-@pytest.fixture
-def train(tmp_path, monkeypatch, capsys):
-    """`aavae-train ARGUMENTS` in this process and in `tmp_path`; gives exit code and output."""
-    from aavae.train import main
-
+def command(main, name, tmp_path, monkeypatch, capsys):
+    """The command `name ARGUMENTS` in this process and in `tmp_path`; gives exit code and output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
 
     def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["aavae-train", *arguments])
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
@@ -35,6 +32,22 @@ def train(tmp_path, monkeypatch, capsys):
         return Ended(ended.value.code, out, err)
 
     return run
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, capsys):
+    """`aavae-train ARGUMENTS`."""
+    from aavae.train import main
+
+    return command(main, "aavae-train", tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def evaluate(tmp_path, monkeypatch, capsys):
+    """`aavae-evaluate ARGUMENTS`."""
+    from aavae.evaluate import main
+
+    return command(main, "aavae-evaluate", tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture

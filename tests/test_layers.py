@@ -11,8 +11,8 @@ FILES = {
     ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
     for p in sorted((ROOT / "aavae").rglob("*.py"))
 }
-ENTRIES = {"aavae.train"}
-UPPER = {"aavae.build", "aavae.run", "aavae.trainer", "aavae.estimate"}
+ENTRIES = {"aavae.train", "aavae.evaluate", "aavae.entry"}
+UPPER = {"aavae.build", "aavae.run", "aavae.trainer", "aavae.restart", "aavae.estimate"}
 HYDRA = {*ENTRIES, "aavae.build"}
 
 
@@ -52,12 +52,14 @@ def test_no_cycles():
 
 
 def test_the_config_is_checked_before_torch_is_imported():
-    for name in ("aavae", "aavae.train", "aavae.build", "aavae.errors"):
+    for name in ("aavae", *ENTRIES, "aavae.build", "aavae.errors"):
         heavy = {m for m in imports(FILES[name], everywhere=False) if m.split(".")[0] in ("torch", "timm", "wandb")}
         assert not heavy, (name, heavy)
         assert inside(FILES[name], everywhere=False) <= {
             "aavae",
             "aavae.build",
+            "aavae.entry",
+            "aavae.entry.Command",
             "aavae.errors",
             "aavae.identity",
             "aavae.identity.identity",

@@ -159,7 +159,7 @@ def _mean_and_std(split: Split | StreamedSplit, images: int = 10_000) -> tuple[l
 
 
 class ImageNet(ImageFolder):
-    """ImageNet-1k from `path/train/<class>/` and `path/val/<class>/`, by default streamed.
+    """ImageNet-1k from `path/train/<class>/` and `path/val/<class>/`, by default streamed, and in `data_dir/imagenet`.
 
     `val/` is the test split; 10,000 training images are held out. The target is resized to 256 (in proportion) and
     centre-cropped; strengths and normalisation as spec §1.5.
@@ -167,9 +167,17 @@ class ImageNet(ImageFolder):
 
     name = "imagenet"
 
-    def __init__(self, path: str, image_size: int = 224, in_memory: bool = False, workers: int = 12):
+    def __init__(
+        self,
+        path: str | None = None,
+        data_dir: str = "data",
+        image_size: int = 224,
+        in_memory: bool = False,
+        workers: int = 12,
+    ):
         super().__init__(
-            path, image_size, in_memory, workers, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225],
+            path or f"{data_dir}/imagenet", image_size, in_memory, workers,
+            mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225],
             stem="imagenet", resize=round(image_size * 256 / 224),
         )  # fmt: skip
         if "val" in self.parts and "test" not in self.parts:

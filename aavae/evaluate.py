@@ -1,0 +1,75 @@
+"""Entry: a run or checkpoint → frozen encoder → probes → `results.json` (`aavae-evaluate`)."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from aavae import build
+from aavae.entry import Command
+from aavae.errors import UserError
+
+
+class Evaluate(Command):
+    """The command `aavae-evaluate`."""
+
+    name, module, primary = "aavae-evaluate", "aavae.evaluate", "evaluate"
+
+    def register_resolvers(self, overrides: list[str]) -> None:
+        """Where results go: the run folder, or a folder beside the checkpoint."""
+
+        def evaluated(*, _root_: DictConfig) -> str:
+            if _root_.checkpoint is None:
+                return str(Path(str(_root_.run)).expanduser().absolute())
+            path = Path(_root_.checkpoint).expanduser().absolute()
+            return str(path.parent / f"evaluate_{path.stem}")
+
+        OmegaConf.register_new_resolver("aavae_evaluated", evaluated, replace=True)
+
+    def check(self, cfg: DictConfig) -> None:
+        """One of run= and checkpoint=, and there."""
+        _path(cfg)
+
+    @contextlib.contextmanager
+    def prepare(self, cfg: DictConfig) -> Iterator:
+        """The trained model, its images and the probes; what they cannot do is said now."""
+        from aavae import runtime, trained
+        from aavae.judgement import Judgement
+
+        found = trained.load_trained(_path(cfg), trust := tuple(cfg.trust))
+        device = runtime.pick_device(cfg.device)
+        precision = runtime.pick_precision(cfg.precision, device)
+        chosen = build.plain(cfg)
+        data = trained.its_dataset(found, {"data_dir": cfg.data_dir} | chosen["dataset"], trust)
+        augmentation = trained.its_augmentation(found, data, chosen["augmentation"], trust)
+        guests = build.probes(cfg, data.load(device))
+
+        def representations(track):
+            return trained.its_representations(found, data, augmentation, device, precision, track, trust)
+
+        yield Judgement(found, representations, data, guests, build.loggers(cfg, metrics=False), device, precision)
+
+    def work(self, built, cfg: DictConfig, folder: Path, name: str, group: str | None) -> float | None:
+        """Run the probes; what each finds is written at once."""
+        return built.go(folder, config=build.plain(cfg), command=self.typed())
+
+
+def _path(cfg: DictConfig) -> Path:
+    if (cfg.run is None) == (cfg.checkpoint is None):
+        raise UserError("say what to evaluate: run=FOLDER of a run, or checkpoint=FILE (one of them)")
+    path = Path(cfg.run or cfg.checkpoint).expanduser()
+    if cfg.run and not path.is_dir():
+        raise UserError(f"there is no run folder {path}; a file is given as checkpoint=")
+    if cfg.checkpoint and not path.is_file():
+        raise UserError(f"there is no file {path}; a folder is given as run=")
+    return path
+
+
+def main() -> None:
+    """The command `aavae-evaluate`."""
+    Evaluate().main()
+
+
+if __name__ == "__main__":
+    main()

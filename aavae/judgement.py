@@ -1,0 +1,85 @@
+"""One evaluation of a trained model in its folder: banner, probes, tables, and the files that say what was found."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from aavae import files
+from aavae.console import Reporter, duration, results_tables, shown
+from aavae.datasets import Dataset
+from aavae.evaluation import RESULTS, Evaluation, Results, score
+from aavae.loggers import Beginning, Loggers
+from aavae.probes import Guest
+from aavae.representations import Representations, Track
+from aavae.runtime import Precision, device_name
+from aavae.trained import Trained
+
+
+class Judgement:
+    """What `guests` are to find out about a `trained` model on `dataset`, and which loggers are told.
+
+    `representations` makes them, given what shows progress.
+    """
+
+    def __init__(
+        self,
+        trained: Trained,
+        representations: Callable[[Track], Representations],
+        dataset: Dataset,
+        guests: list[Guest],
+        logger: Loggers,
+        device: torch.device,
+        precision: Precision,
+    ):
+        self.trained, self.representations, self.dataset, self.guests = trained, representations, dataset, guests
+        self.logger, self.device, self.precision = logger, device, precision
+        self.reporter = Reporter()
+        for name, probe, _ in guests:
+            if name in trained.learners:
+                probe.restore(trained.learners[name], device)
+
+    def go(self, folder: Path, *, config: dict, command: str) -> float | None:
+        """Run the probes in `folder`, writing what each finds at once; returns the score.
+
+        Raises UserError if another process is busy in the folder.
+        """
+        began, t = time.monotonic(), self.trained
+        with files.only_one(folder):
+            self._banner(folder)
+            results, failed = Results(folder, self.logger, t.step, t.epoch, keep=True), True
+            try:
+                self.logger.start(self._beginning(folder, config))
+                made = self.representations(self.reporter.track)
+                Evaluation(self.guests, made, t.model, self.dataset, self.reporter, t.epoch).run(results.add)
+                self.logger.results(results.records)
+                failed = False
+            except KeyboardInterrupt as error:
+                self.reporter.say(f"stopped; what the finished probes found is in {shown(folder / RESULTS)}")
+                error.said = True
+                raise
+            finally:
+                self.logger.close(failed)
+        self.reporter.show(results_tables(results.records))
+        self.reporter.say(f"evaluated in {duration(time.monotonic() - began)}; all in {shown(folder)}")
+        return score(results.records, self.guests)
+
+    def _beginning(self, folder: Path, config: dict) -> Beginning:
+        sweep = folder.parent.name if (folder.parent / "multirun.yaml").exists() else None
+        everything = self.trained.config | {"evaluation": config}
+        return Beginning(folder, self.trained.step, everything, folder.name, sweep, job_type="evaluate")
+
+    def _banner(self, folder: Path) -> None:
+        t, say, data = self.trained, self.reporter.say, self.dataset
+        seed = "" if t.seed is None else f", seed {t.seed}"
+        parameters = sum(p.numel() for p in t.model.parameters())
+        splits = ("train", "val", "test") if data.labelled else ("pretrain_val",)
+        say(f"model       {t.method}{seed}, {t.epoch:g} epochs, {parameters:,} parameters")
+        say(f"dataset     {data.name}: {', '.join(f'{len(data[s]):,} {s}' for s in splits)} images")
+        say(f"device      {device_name(self.device)}, {self.precision.name}")
+        say(f"folder      {shown(folder)}")
+        if t.note:
+            say(t.note)
+        if t.data not in (None, self.dataset.fingerprint()):
+            say("note        these are not the images it was trained on")

@@ -1,0 +1,112 @@
+"""A linear classifier that learns while the encoder does, without the encoder learning anything from it."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aavae.datasets import Dataset, Split, to_float
+from aavae.errors import UserError
+from aavae.probes import record
+from aavae.representations import Representation
+from aavae.runtime import Precision, generator_for, seed_for
+
+
+class Online:
+    """A linear classifier on detached features of labelled training images, one step of Adam per training step.
+
+    The encoder is in eval mode while it is asked, so that its BatchNorm never sees the labelled images (the released
+    code's did, spec §1.8). Raises UserError for arguments out of range.
+    """
+
+    def __init__(self, lr: float = 1e-4, batch_size: int = 256, every: int = 1, seed: int = 0):
+        if not lr > 0 or batch_size < 1 or every < 1:
+            raise UserError(
+                f"probe.online: lr must be positive, batch_size and every 1 or more, not {lr}, {batch_size}, {every}"
+            )
+        self.lr, self.batch_size, self.every, self.seed = lr, batch_size, every, seed
+        self.head: nn.Linear | None = None
+        self.steps = 0
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise UserError for streamed images: a batch of them would need new worker processes each time."""
+        if not isinstance(dataset["train"], Split):
+            raise UserError("probe=online needs the labelled images in memory; set dataset.in_memory=true, or leave it")
+
+    # ---- While the encoder is trained -----------------------------------------------------------------------------
+
+    def begin(self, output_dim: int, dataset: Dataset, device: torch.device, precision: Precision) -> None:
+        """A fresh classifier on features `(B, output_dim)`."""
+        self._dataset, self._precision, self._crops = dataset, precision, dataset.crops()
+        self._images = dataset["train"]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(self.seed, "online"))
+            self._attach(nn.Linear(output_dim, dataset.num_classes), device)
+
+    def _attach(self, head: nn.Linear, device: torch.device) -> None:
+        self.head = head.to(device)
+        self._optimizer = torch.optim.Adam(self.head.parameters(), self.lr)
+
+    def learn(self, encoder: nn.Module, step: int) -> dict[str, Tensor]:
+        """One step on the labelled batch of this `step`; its loss and accuracy, and nothing of steps in between."""
+        if step % self.every:
+            return {}
+        x, labels = self._batch(step // self.every)
+        was_training = encoder.training
+        encoder.eval()
+        with torch.no_grad(), self._precision.autocast():
+            h = encoder(x).flatten(1).float()
+        encoder.train(was_training)
+        logits = self.head(h)
+        loss = F.cross_entropy(logits, labels)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        self.steps += 1
+        return {"online_loss": loss.detach(), "online_accuracy": (logits.argmax(1) == labels).float().mean()}
+
+    def _batch(self, index: int) -> tuple[Tensor, Tensor]:
+        n = len(self._images)
+        size = min(self.batch_size, n)
+        epoch, position = divmod(index, n // size)
+        order = torch.randperm(n, generator=generator_for(self.seed, "online", epoch))
+        some = self._images.take(order[position * size : (position + 1) * size])
+        images = self._dataset.target(to_float(some.images.to(self.head.weight.device)))
+        views = self._crops(images, generator_for(self.seed, "online crops", index))
+        return self._dataset.normalize(views), some.labels.to(views.device)
+
+    def state(self) -> dict:
+        """Classifier and optimizer, as data."""
+        return {"head": self.head.state_dict(), "optimizer": self._optimizer.state_dict(), "steps": self.steps}
+
+    def restore(self, state: dict, device: torch.device) -> None:
+        """Continue, or be judged, as it was when it was saved."""
+        num_classes, output_dim = state["head"]["weight"].shape
+        self._attach(nn.Linear(output_dim, num_classes), device)
+        self.head.load_state_dict(state["head"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
+
+    # ---- Afterwards -----------------------------------------------------------------------------------------------
+
+    def missing(self, encode: Representation) -> str | None:
+        """It has only learned from the features it was trained along with."""
+        if self.head is None:
+            return "it has to learn while the encoder does (aavae-train … 'probe=[knn,online]')"
+        return None if encode.name == "h" else "it has only learned to read h"
+
+    @torch.no_grad()
+    def accuracy(self, encode: Representation, split: str) -> float:
+        """The accuracy on a split, as a fraction."""
+        features, truth = encode(split)
+        return (self.head(features).argmax(1) == truth).float().mean().item()
+
+    def run(self, encode: Representation, dataset: Dataset) -> list[dict]:
+        """Its accuracy on validation and test images as it stands."""
+        protocol = (
+            f"softmax regression learned beside the encoder, Adam, lr {self.lr:g}, {self.steps} steps of "
+            f"{self.batch_size} labelled images, {type(dataset.crops()).__name__}, last step"
+        )
+        return [
+            record("online", encode.name, s, self.accuracy(encode, s), len(dataset[s]), protocol)
+            for s in ("val", "test")
+        ]

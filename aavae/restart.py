@@ -1,0 +1,61 @@
+"""What of a trainer goes into a checkpoint, and back: everything that cannot be derived from (seed, step)."""
+
+from aavae import checkpoint
+from aavae.errors import UserError
+
+
+def state_of(trainer) -> dict:
+    """The state of a trainer, as data."""
+    return {
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict() | {"name": type(trainer.optimizer).__name__},
+        "scaler": trainer.scaler.state_dict(),
+        "learners": {name: probe.state() for name, probe, _ in trainer.learners},
+        "step": trainer.step,
+        "steps_per_epoch": trainer.loader.steps_per_epoch,
+        "epochs": trainer.epochs,
+        "closed": trainer.closed,
+        "score": trainer.score,
+        "mean": list(trainer.dataset.mean),
+        "std": list(trainer.dataset.std),
+        "loggers": trainer.logger.state(),
+    }
+
+
+def restore(trainer, state: dict, origin: str) -> None:
+    """Continue from a checkpoint. Raises UserError if it does not fit, or cannot be trained to `epochs`."""
+    if state["steps_per_epoch"] != trainer.loader.steps_per_epoch:
+        raise UserError(
+            f"{origin} was trained with {state['steps_per_epoch']} steps per epoch, this run has "
+            f"{trainer.loader.steps_per_epoch}: keep dataset and batch_size, or use resume=never"
+        )
+    if state["step"] > trainer.total_steps:
+        raise UserError(
+            f"{origin} stands at step {state['step']:,} already, past the {trainer.total_steps:,} of this run; "
+            "ask for more epochs (or trainer.max_steps), or use resume=never"
+        )
+    if state["step"] and state["epochs"] != trainer.epochs and not trainer.schedule.extendable:
+        raise UserError(
+            f"{origin} was trained towards epochs={state['epochs']} with a {trainer.schedule.shape} schedule, which "
+            f"would have been another with epochs={trainer.epochs}; only schedule=constant can be extended"
+        )
+    checkpoint.fit_state(trainer.model, state["model"], origin)
+    _restore_optimizer(trainer.optimizer, state["optimizer"], origin)
+    if trainer.scaler.is_enabled() and state["scaler"]:
+        trainer.scaler.load_state_dict(state["scaler"])
+    for name, probe, _ in trainer.learners:  # one that was not there before begins now, and says from which step
+        if name in state.get("learners", {}):
+            probe.restore(state["learners"][name], trainer.device)
+    trainer.step, trainer.closed, trainer.score = state["step"], state["closed"], state["score"]
+
+
+def _restore_optimizer(optimizer, saved: dict, origin: str) -> None:
+    # What was accumulated is restored; settings, such as weight decay, are those asked for now.
+    own = optimizer.state_dict()
+    sizes = [[len(group["params"]) for group in groups] for groups in (saved["param_groups"], own["param_groups"])]
+    if saved["name"] != type(optimizer).__name__ or sizes[0] != sizes[1]:
+        raise UserError(
+            f"{origin} holds the state of {saved['name']} over {sizes[0]} parameters, which does not fit "
+            f"{type(optimizer).__name__} over {sizes[1]}; keep the optimizer, or use resume=never"
+        )
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
