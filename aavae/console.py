@@ -135,32 +135,35 @@ def _in_order(names: Iterable[str], known: dict[str, str]) -> list[str]:
 
 
 def accuracy_table(records: list[dict]) -> Table:
-    """Test accuracies in percent, one row per representation, one column per probe, mean ± sd where there are draws."""
+    """Test accuracies in percent, one row per probe, one column per representation, mean ± sd where there are draws."""
     test = {(r["probe"], r["feature"], r["metric"]): r["value"] for r in records if r["split"] == "test"}
-    probes = _in_order((p for p, _, metric in test if metric in ACCURACIES), PROBES)
-    table = Table(title="Test accuracy, % (protocols in results.json)", title_justify="left")
-    table.add_column("features", no_wrap=True)
-    for probe in probes:
-        table.add_column(PROBES.get(probe, probe), justify="right", no_wrap=True)
-    for feature in _in_order((f for _, f, metric in test if metric in ACCURACIES), FEATURES):
-        cells = []
-        for probe in probes:
-            value, sd = (test.get((probe, feature, metric)) for metric in ACCURACIES)
-            cell = "–" if value is None else f"{100 * value:.1f}"
-            cells.append(cell + (f" ± {100 * sd:.1f}" if sd is not None else ""))
-        table.add_row(FEATURES.get(feature, feature), *cells)
+    shown = [(probe, feature) for probe, feature, metric in test if metric in ACCURACIES]
+    cells = {}
+    for probe, feature in shown:
+        value, sd = (test.get((probe, feature, metric)) for metric in ACCURACIES)
+        cells[probe, feature] = f"{100 * value:.1f}" + (f" ± {100 * sd:.1f}" if sd is not None else "")
+    rows = {probe: PROBES.get(probe, probe) for probe in _in_order((p for p, _ in shown), PROBES)}
+    table = _table("Test accuracy, % (protocols in results.json)", "probe", rows, cells)
+    for r in records:
+        if (r["feature"], r["metric"]) == ("h", "accuracy_drop_last"):
+            counted = f"of the first {r['n']:,} images, as the released code counted: {100 * r['value']:.2f}"
+            table.caption = f"{PROBES.get(r['probe'], r['probe'])}, h, {counted}"
+            table.caption_justify = "left"
     return table
 
 
 def measures_table(title: str, records: list[dict]) -> Table:
-    """The values of one probe: one row per representation, one column per metric."""
-    values = {(r["feature"], r["metric"]): r["value"] for r in records}
-    metrics = list(dict.fromkeys(metric for _, metric in values))
+    """The values of one probe that are no accuracies: one row per metric, one column per representation."""
+    cells = {(r["metric"], r["feature"]): f"{r['value']:.4g}" for r in records}
+    return _table(title, "measure", {r["metric"]: r["metric"].replace("_", " ") for r in records}, cells)
+
+
+def _table(title: str, corner: str, rows: dict[str, str], cells: dict[tuple[str, str], str]) -> Table:
+    features = _in_order((feature for _, feature in cells), FEATURES)
     table = Table(title=title, title_justify="left")
-    table.add_column("features", no_wrap=True)
-    for metric in metrics:
-        table.add_column(metric.replace("_", " "), justify="right")
-    for feature in _in_order((f for f, _ in values), FEATURES):
-        cells = [f"{values[feature, m]:.4g}" if (feature, m) in values else "–" for m in metrics]
-        table.add_row(FEATURES.get(feature, feature), *cells)
+    table.add_column(corner, no_wrap=True)
+    for feature in features:
+        table.add_column(FEATURES.get(feature, feature), justify="right")
+    for key, label in rows.items():
+        table.add_row(label, *(cells.get((key, feature), "–") for feature in features))
     return table

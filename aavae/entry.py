@@ -126,15 +126,15 @@ class Command:
             print(f"{self.name}: {task.failed} job(s) failed", file=sys.stderr)
         return 1 if task.failed else 0
 
-    def typed(self) -> str:
-        """The command as typed, without the word that would start it afresh: what continues a run."""
+    def typed(self, again: bool = False) -> str:
+        """The command as typed; for typing it `again`, without the word that would start it afresh."""
         given, name = sys.argv[0], Path(sys.argv[0]).name
         program = [name if shutil.which(name) == shutil.which(given) else given]
         if given.endswith(".py"):
             program = ["python", "-m", self.module]
         if "LOCAL_WORLD_SIZE" in os.environ:
             program = ["torchrun", f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}", "-m", self.module]
-        return shlex.join([*program, *(a for a in sys.argv[1:] if not a.lstrip("+").startswith("resume="))])
+        return shlex.join([*program, *(a for a in sys.argv[1:] if not (again and a.lstrip("+").startswith("resume=")))])
 
 
 class _Task:

@@ -32,7 +32,8 @@ def checksum(module: nn.Module) -> str:
 class Evaluation:
     """What `guests` find out about `representations`, for results.json, dashboards and the screen.
 
-    `judged` is the trained model, whose checksum is taken before and after; `epoch` is how long it was trained.
+    `judged` is the trained model, whose `checksum` is taken before and after; `epoch` is how long it was trained. The
+    `score` is the validation accuracy of h by the first probe that measures one: what a sweep may select on.
     """
 
     def __init__(
@@ -46,13 +47,15 @@ class Evaluation:
     ):
         self.guests, self.representations, self.judged = guests, representations, judged
         self.dataset, self.reporter, self.epoch = dataset, reporter, epoch
+        self.checksum = checksum(judged)
+        self.score: float | None = None
 
     def run(self, done: Callable[[list[dict], list[Picture]], None]) -> list[dict]:
         """All records; `done` is told those of each guest, and its pictures, as soon as there are any.
 
         Raises RuntimeError if the trained model is not what it was before.
         """
-        before, records, unavailable = checksum(self.judged), [], set()
+        records, unavailable = [], set()
         for guest in self.guests:
             if self._needs_labels(guest):
                 self.reporter.say(f"{guest.name} is left out: {self.dataset.name} has no labels")
@@ -64,11 +67,13 @@ class Evaluation:
                 if encode is not None:
                     found += guest.probe.run(encode, self.dataset)
             own = [r | {"epoch": self.epoch} for r in found if isinstance(r, dict)]
+            if self.score is None:
+                self.score = next((r["value"] for r in own if _chooses(r)), None)
             done(own, [p for p in found if isinstance(p, Picture)])
             records += own
-        if checksum(self.judged) != before:
+        if checksum(self.judged) != self.checksum:
             raise RuntimeError("a probe has changed the trained model; its results are worth nothing")
-        self.reporter.say(f"unchanged   the trained model, checksum {before} before and after")
+        self.reporter.say(f"unchanged   the trained model, checksum {self.checksum} before and after")
         return records
 
     def _needs_labels(self, guest: Guest) -> bool:
@@ -121,6 +126,10 @@ def name_of(r: dict) -> str:
     return "/".join(_key(r))
 
 
+def _chooses(r: dict) -> bool:
+    return (r["feature"], r["split"], r["metric"]) == ("h", "val", "accuracy")
+
+
 def _key(r: dict) -> tuple:
     return r["probe"], r["feature"], r["split"], r["metric"]
 
@@ -135,13 +144,3 @@ def read_results(folder: Path) -> list[dict]:
         return [r for r in records if _key(r) and "epoch" in r]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and evaluate again") from error
-
-
-def score(records: list[dict], guests: list[Guest]) -> float | None:
-    """The validation accuracy of h by the first probe that measures one: what a sweep may select on."""
-    for guest in guests:
-        for r in records:
-            named = r["probe"] == guest.name or r["probe"].startswith(f"{guest.name}_")
-            if named and (r["feature"], r["split"], r["metric"]) == ("h", "val", "accuracy"):
-                return r["value"]
-    return None

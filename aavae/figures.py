@@ -6,25 +6,61 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
+from torch.nn import functional as F
 
 from aavae import files
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces its font cache
 
+THUMBNAIL = 48  # pixels
 
-def reconstruction_figure(path: Path, rows: dict[str, Tensor], title: str) -> None:
-    """Write a PNG of image rows `{label: (N, 3, H, W)}` in [0, 1], one above the other, columns belonging together."""
+
+def blank(width: float, height: float):
+    """An empty matplotlib Figure of so many inches, apart from pyplot and its global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = max(len(images) for images in rows.values())
-    figure = Figure(figsize=(1.5 + 0.8 * columns, 0.5 + 0.85 * len(rows)), dpi=150)
+    figure = Figure(figsize=(width, height), dpi=150)
     FigureCanvasAgg(figure)
+    return figure
+
+
+def axes_at(figure, left: float, top: float, width: float, height: float):
+    """Axes of so many inches, so far from the left and the top edge of the figure."""
+    w, h = figure.get_size_inches()
+    return figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
+
+
+def png(figure) -> bytes:
+    """The figure as a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def array(image: Tensor) -> np.ndarray:
+    """An image `(3, H, W)` in [0, 1] as matplotlib wants it, `(H, W, 3)`."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).float().cpu().numpy())
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """Images `(N, 3, H, W)` in [0, 1], at most 48 pixels high, in 64 levels a channel: more would not be seen in a
+    picture of a hundred images, and make its file a third larger."""
+    if images.shape[-1] > THUMBNAIL:
+        size = (THUMBNAIL, THUMBNAIL)
+        images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+    return (63 * images).round() / 63
+
+
+def reconstruction_figure(path: Path, rows: dict[str, Tensor], title: str) -> None:
+    """Write a PNG of image rows `{label: (N, 3, H, W)}` in [0, 1], one above the other, columns belonging together."""
+    columns = max(len(images) for images in rows.values())
+    figure = blank(1.5 + 0.8 * columns, 0.5 + 0.85 * len(rows))
     figure.suptitle(title, fontsize=9)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (label, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(line, images, strict=True):
-            axis.imshow(np.ascontiguousarray(image.permute(1, 2, 0).float().cpu().numpy()), interpolation="nearest")
+            axis.imshow(array(image), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         line[0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
@@ -32,6 +68,4 @@ def reconstruction_figure(path: Path, rows: dict[str, Tensor], title: str) -> No
         left=1.3 / figure.get_figwidth(), right=0.995, bottom=0.01, top=1 - 0.35 / figure.get_figheight(),
         wspace=0.06, hspace=0.06,
     )  # fmt: skip
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    files.write(path, buffer.getvalue())
+    files.write(path, png(figure))

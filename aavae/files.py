@@ -26,7 +26,8 @@ def whole(path: Path):
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise UserError(f"cannot write {path}: {cause}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a read-only disk, say, where there is none
+            temporary.unlink()
 
 
 def write(path: Path, data: bytes | str) -> None:

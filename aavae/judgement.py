@@ -9,9 +9,10 @@ import torch
 from aavae import files
 from aavae.console import Reporter, duration, results_tables, shown
 from aavae.datasets import Dataset
-from aavae.evaluation import RESULTS, Evaluation, Results, score
+from aavae.evaluation import RESULTS, Evaluation, Results
 from aavae.loggers import Beginning, Loggers
 from aavae.probes import Guest
+from aavae.provenance import note, provenance
 from aavae.representations import Representations, Track
 from aavae.runtime import Precision, device_name
 from aavae.trained import Trained
@@ -50,9 +51,10 @@ class Judgement:
             self._banner(folder)
             results, failed = Results(folder, self.logger, t.step, t.epoch, keep=True), True
             try:
-                self.logger.start(self._beginning(folder, config))
                 made = self.representations(self.reporter.track)
-                Evaluation(self.guests, made, t.model, self.dataset, self.reporter, t.epoch).run(results.add)
+                evaluation = Evaluation(self.guests, made, t.model, self.dataset, self.reporter, t.epoch)
+                self._begin(folder, config, command, evaluation.checksum)
+                evaluation.run(results.add)
                 self.logger.results(results.records)
                 failed = False
             except KeyboardInterrupt as error:
@@ -63,12 +65,18 @@ class Judgement:
                 self.logger.close(failed)
         self.reporter.show(results_tables(results.records))
         self.reporter.say(f"evaluated in {duration(time.monotonic() - began)}; all in {shown(folder)}")
-        return score(results.records, self.guests)
+        return evaluation.score
 
-    def _beginning(self, folder: Path, config: dict) -> Beginning:
+    def _begin(self, folder: Path, config: dict, command: str, checksum: str) -> None:
+        t = self.trained
+        origin = provenance(self.device, command, t.seed, self.dataset.fingerprint())
+        origin |= {"evaluates": {"step": t.step, "checksum": checksum, "probes": [guest.name for guest in self.guests]}}
         sweep = folder.parent.name if (folder.parent / "multirun.yaml").exists() else None
-        everything = self.trained.config | {"evaluation": config}
-        return Beginning(folder, self.trained.step, everything, folder.name, sweep, job_type="evaluate")
+        everything = t.config | {"evaluation": config}
+        self.logger.start(
+            Beginning(folder, t.step, everything, folder.name, sweep, job_type="evaluate", provenance=origin)
+        )
+        note(folder, origin)
 
     def _banner(self, folder: Path) -> None:
         t, say, data = self.trained, self.reporter.say, self.dataset

@@ -1,11 +1,14 @@
-"""Where numbers and pictures go: `metrics.jsonl` always, Weights & Biases where asked for."""
+"""Where numbers and pictures go: `metrics.jsonl` always, dashboards where asked for, and all of them as one."""
 
+import contextlib
 import dataclasses
 import json
 import math
-import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from aavae import files
 from aavae.errors import UserError
@@ -13,7 +16,10 @@ from aavae.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Beginning:
-    """What a logger is told when a run starts or goes on: where, from which step, under which names."""
+    """What a logger is told when a run starts or goes on: where, from which step, under which names.
+
+    `job_type` is pretrain or evaluate; `remembered` is what the logger's `state` was in the checkpoint.
+    """
 
     folder: Path
     step: int = 0
@@ -21,28 +27,58 @@ class Beginning:
     name: str | None = None
     group: str | None = None
     remembered: dict = dataclasses.field(default_factory=dict)
+    job_type: str = "pretrain"
+    provenance: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether what was logged after `step` will be logged again: by a training, not by an evaluation."""
+        return self.job_type == "pretrain"
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object per line, `step` and `epoch` first."""
+    """`metrics.jsonl`: one JSON object per line, `step` and `epoch` first.
+
+    Raises UserError, which ends the run, where it cannot be written.
+    """
+
+    place = "metrics.jsonl"
+    indispensable = True  # a run that nobody can read is not worth its hours
 
     def start(self, run: Beginning) -> None:
         """Open the file; what a resumed run wrote after its checkpoint is dropped, as it will be written again."""
-        path, kept = run.folder / "metrics.jsonl", []
-        if path.exists() and run.step > 0:
-            for line in path.read_text().splitlines():
+        self.path = run.folder / self.place
+        with self._complaining():
+            if run.rewrites:
+                files.write(self.path, "".join(f"{line}\n" for line in self._until(run.step)))
+            # Unbuffered: a line is on its way to the disk when `log` returns, and none is left for `close` to fail on.
+            self._handle = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+
+    def _until(self, step: int) -> list[str]:
+        kept = []
+        if self.path.exists() and step > 0:
+            for line in self.path.read_text(errors="replace").splitlines():
                 try:
-                    if json.loads(line)["step"] <= run.step:
+                    if json.loads(line)["step"] <= step:
                         kept.append(line)
-                except (json.JSONDecodeError, KeyError):
+                except (json.JSONDecodeError, KeyError, TypeError):
                     break  # the line that was being written when the process died
-        files.write(path, "".join(f"{line}\n" for line in kept))
-        self._handle = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
+        return kept
 
     def log(self, metrics: dict[str, float], step: int, epoch: float) -> None:
         """Append one line; what is not finite is written as null."""
         finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        self._handle.write(json.dumps({"step": step, "epoch": epoch} | finite) + "\n")
+        line = json.dumps({"step": step, "epoch": epoch} | finite).encode() + b"\n"
+        with self._complaining():
+            while line:  # a disk that becomes full takes a part, and refuses the rest
+                line = line[self._handle.write(line) :]
+
+    @contextlib.contextmanager
+    def _complaining(self):
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def picture(self, name: str, path: Path, step: int) -> None:
         """Pictures are files of the run folder already."""
@@ -59,110 +95,79 @@ class MetricsFile:
         self._handle.close()
 
 
-class WandB:
-    """A Weights & Biases run; offline where nobody is logged in or the server cannot be reached, which is said once.
+class Loggers:
+    """Several loggers as one, by name.
 
-    Raises UserError for an unknown `mode`.
+    A logger has `start`, `log`, `picture`, `results`, `state` and `close`, and `place`: the file or folder that it
+    writes in the run folder. One that fails is said once on stderr and left out from then on, so that a network does
+    not end days of training; one that calls itself `indispensable` raises.
     """
 
-    def __init__(
-        self,
-        project: str = "aavae",
-        entity: str | None = None,
-        mode: str | None = None,
-        tags: list[str] | None = None,
-        job_type: str = "pretrain",
-    ):
-        mode = mode or os.environ.get("WANDB_MODE")
-        if mode not in (None, "online", "offline", "disabled"):
-            raise UserError(f"logger.wandb.mode must be online, offline, disabled or null, not {mode!r}")
-        self.mode = mode
-        self.arguments = {"project": project, "entity": entity, "tags": tags, "job_type": job_type}
-
-    def start(self, run: Beginning) -> None:
-        """Begin the run, or continue the one the checkpoint remembers."""
-        import wandb
-
-        self._wandb, mode = wandb, self.mode
-        arguments = self.arguments | {
-            "dir": str(run.folder), "config": run.config, "name": run.name, "group": run.group,
-            "id": run.remembered.get("id"), "resume": "allow" if run.remembered.get("id") else None,
-            "reinit": "finish_previous",
-        }  # fmt: skip
-        wandb.setup(wandb.Settings(silent=True))
-        if mode in (None, "online") and not wandb.login(prompt=False, verify=False):
-            mode = "offline"
-            print(f"Weights & Biases: not logged in; the run is kept in {run.folder / 'wandb'} for wandb sync")
-        try:
-            self.run = wandb.init(mode=mode, settings=self._settings(), **arguments)
-        except (wandb.errors.CommError, wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
-            reason = str(error).splitlines()[0]
-            print(f"Weights & Biases cannot be reached ({reason}); the run goes on offline", file=sys.stderr)
-            self.run = wandb.init(mode="offline", settings=self._settings(), **arguments)
-        self.run.define_metric("*", step_metric="step")
-
-    def _settings(self):
-        return self._wandb.Settings(silent=True, console="off", init_timeout=30)
-
-    def log(self, metrics: dict[str, float], step: int, epoch: float) -> None:
-        """Log scalars against `step`; not finite ones too, so that a dashboard shows where a run broke."""
-        self.run.log(metrics | {"step": step, "epoch": epoch})
-
-    def picture(self, name: str, path: Path, step: int) -> None:
-        """Log an image file as a panel."""
-        self.run.log({name: self._wandb.Image(str(path)), "step": step})
-
-    def results(self, records: list[dict]) -> None:
-        """Results as a table, and each value in the run's summary."""
-        columns = list(records[0]) if records else []
-        table = self._wandb.Table(columns=columns, data=[[r[c] for c in columns] for r in records])
-        self.run.log({"results": table})
-        for r in records:
-            self.run.summary[f"{r['probe']}/{r['feature']}/{r['split']}/{r['metric']}"] = r["value"]
-
-    def state(self) -> dict:
-        """The run's id, so that a resumed job continues the same run."""
-        return {"id": self.run.id}
-
-    def close(self, failed: bool = False) -> None:
-        """Finish the run, with a failing exit code if it failed."""
-        self.run.finish(exit_code=1 if failed else 0)
-
-
-class Loggers:
-    """Several loggers as one, by name."""
-
-    def __init__(self, loggers: dict):
+    def __init__(self, loggers: dict[str, Any]):
         self._loggers = loggers
+        self._lost: set[str] = set()
+        self._remembered: dict[str, dict] = {}
 
     def start(self, run: Beginning) -> None:
-        """Start all; each is told what it had remembered in the checkpoint."""
-        for name, logger in self._loggers.items():
-            logger.start(dataclasses.replace(run, remembered=run.remembered.get(name, {})))
+        """Start all; each is told what it had remembered in the checkpoint.
+
+        Raises what a logger raises, after closing those already open and removing what they put into the run folder.
+        """
+        self._remembered = dict(run.remembered)
+        new = [path for logger in self._loggers.values() if not (path := run.folder / logger.place).exists()]
+        try:
+            for name, logger in self._loggers.items():
+                logger.start(dataclasses.replace(run, remembered=run.remembered.get(name, {})))
+        except BaseException:
+            for logger in self._loggers.values():
+                with contextlib.suppress(Exception):  # one was half open, others not at all; the first error counts
+                    logger.close(failed=True)
+            for path in new:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            self._loggers = {}  # none is left to close
+            raise
 
     def log(self, metrics: dict[str, float], step: int, epoch: float) -> None:
         """Log scalars everywhere."""
-        for logger in self._loggers.values():
-            logger.log(metrics, step, epoch)
+        self._tell(lambda logger: logger.log(metrics, step, epoch))
 
     def picture(self, name: str, path: Path, step: int) -> None:
         """Log an image file everywhere."""
-        for logger in self._loggers.values():
-            logger.picture(name, path, step)
+        self._tell(lambda logger: logger.picture(name, path, step))
 
     def results(self, records: list[dict]) -> None:
         """Log the final results everywhere."""
-        for logger in self._loggers.values():
-            logger.results(records)
+        self._tell(lambda logger: logger.results(records))
 
-    def state(self) -> dict:
-        """What each logger wants remembered in a checkpoint, by its name."""
-        return {name: logger.state() for name, logger in self._loggers.items()}
+    def state(self) -> dict[str, dict]:
+        """What each logger wants remembered in a checkpoint, by its name; the last word of those that are gone."""
+        self._remembered |= self._tell(lambda logger: logger.state())
+        return dict(self._remembered)
+
+    def _tell(self, call: Callable[[Any], Any]) -> dict[str, Any]:
+        answers = {}
+        for name, logger in self._loggers.items():
+            if name in self._lost:
+                continue
+            try:
+                answers[name] = call(logger)
+            except Exception as error:
+                if getattr(logger, "indispensable", False):
+                    raise
+                self._lost.add(name)
+                print(f"the logger {name} failed ({first_line(error)}); the run goes on without it", file=sys.stderr)
+        return answers
 
     def close(self, failed: bool = False) -> None:
         """Close all; a failing one does not keep the others open."""
-        for logger in self._loggers.values():
+        for name, logger in self._loggers.items():
             try:
                 logger.close(failed)
             except Exception as error:  # the numbers are on disk; a logger's farewell must not fail the run
-                print(f"closing {type(logger).__name__} failed: {error}", file=sys.stderr)
+                if name not in self._lost:
+                    print(f"closing the logger {name} failed ({first_line(error)})", file=sys.stderr)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -149,6 +149,8 @@ class Crops(Pipeline):
 
     def draw(self, n: int, size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The corner of each crop in the enlarged image, and a coin for the flip."""
+        if self.padding >= size:
+            raise UserError(f"augmentation.padding must be less than the images' {size} pixels, not {self.padding}")
         corner = torch.randint(2 * self.padding + 1, (n, 2), generator=generator)
         return {"corner": corner, "flip": _coin(n, self.flip_p, generator)}
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from aavae.batchnorm import recalibrated
 from aavae.datasets import Dataset, Split, sample, to_float
+from aavae.errors import UserError
 from aavae.model import AutoEncoder
 from aavae.pipelines import Pipeline
 from aavae.runtime import Precision, generator_for
@@ -62,6 +63,8 @@ class Representation:
         generator, total = generator_for("features", self.name), -(-len(split) // self.batch_size)
         batches = self.track(split.batches(self.batch_size), total, what)
         features = torch.cat([self.encode(self.normalized(batch), generator) for batch in batches])
+        if not features.isfinite().all():
+            raise UserError(f"the features {self.name} are not finite: the model has diverged; train with a smaller lr")
         return features, None if split.labels is None else split.labels.to(features.device)
 
     @torch.no_grad()

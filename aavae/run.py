@@ -11,10 +11,11 @@ from torch import nn
 from aavae import checkpoint, files, restart
 from aavae.console import Reporter, duration, results_tables, shown
 from aavae.errors import UserError
-from aavae.evaluation import RESULTS, Evaluation, Results, read_results, score
+from aavae.evaluation import RESULTS, Evaluation, Results, read_results
 from aavae.identity import identity_config
 from aavae.loggers import Beginning, Loggers
 from aavae.probes import record
+from aavae.provenance import PROVENANCE, note, provenance
 from aavae.runtime import Signals, device_name
 from aavae.trainer import Trainer
 
@@ -23,7 +24,7 @@ class Run:
     """A run of `trainer` in `folder`, judged by its guests and told to `logger`.
 
     `config` is the plain, resolved config, which goes into every checkpoint, and `config_yaml` its text; `command` is
-    what the user types to continue; `name` and `group` (the sweep) are for dashboards.
+    what the user types to continue, `typed` what was typed; `name` and `group` (the sweep) are for dashboards.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class Run:
         config_yaml: str,
         resume: str,
         command: str,
+        typed: str,
         name: str,
         group: str | None,
     ):
         self.trainer, self.folder = trainer, folder
         self.logger = logger if trainer.processes.leads else Loggers({})
-        self.config, self.config_yaml, self.resume, self.command = config, config_yaml, resume, command
+        self.config, self.config_yaml, self.resume = config, config_yaml, resume
+        self.command, self.typed = command, typed
         self.name, self.group = name, group
         self._probes_before: dict | None = None  # of the checkpoint
         self.reporter = Reporter(quiet=not trainer.processes.leads)
@@ -65,10 +68,12 @@ class Run:
                 self.reporter.show(results_tables(records))
                 return self.trainer.score
             logger, failed = self.logger, True
-            self._remove(RESULTS)  # of fewer epochs, or of other probes
+            origin = self._begin(remembered)  # before anything is written: a logger that cannot leaves nothing behind
             try:
-                logger.start(Beginning(self.folder, self.trainer.step, self.config, self.name, self.group, remembered))
+                self._remove(RESULTS)  # of fewer epochs, or of other probes
                 self._write("config.yaml", self.config_yaml)
+                if leads:
+                    note(self.folder, origin)
                 self._status("running")
                 self._banner()
                 with Signals() as signals:
@@ -96,7 +101,7 @@ class Run:
         how = self.resume
         self._remove(".*.tmp")  # of a process that was killed while it wrote
         if how == "never":
-            self._remove(checkpoint.LAST, checkpoint.PREVIOUS, "epoch_*.pt", RESULTS)
+            self._remove(checkpoint.LAST, checkpoint.PREVIOUS, "epoch_*.pt", RESULTS, PROVENANCE)
             return {}
         source = self.folder if how == "auto" else Path(how)
         if source.is_dir():
@@ -117,6 +122,16 @@ class Run:
         if note:
             self.reporter.say(note)
         return state["loggers"] if how == "auto" else {}
+
+    def _begin(self, remembered: dict) -> dict:
+        """Start the loggers; returns the session's provenance."""
+        t, seed = self.trainer, self.config["seed"]
+        origin = {"step": t.step}
+        if t.processes.leads:
+            origin |= provenance(t.device, self.typed, seed, self.facts["data"], t.processes.world)
+        beginning = Beginning(self.folder, t.step, self.config, self.name, self.group, remembered, provenance=origin)
+        self.logger.start(beginning)
+        return origin
 
     def _remove(self, *patterns: str) -> None:
         for stale in (p for pattern in patterns for p in self.folder.glob(pattern)):
@@ -177,8 +192,7 @@ class Run:
         t.inspector.draw_reconstructions(self.folder / "reconstructions.png", t.epoch)
         self.logger.picture("reconstructions", self.folder / "reconstructions.png", t.step)
         self.logger.results(results.records)
-        found = score(results.records, t.guests)
-        t.score = t.score if found is None else found
+        t.score = t.score if evaluation.score is None else evaluation.score
         self.reporter.show(results_tables(results.records))
         self.reporter.say(f"evaluated in {duration(time.monotonic() - began)}; all in {shown(self.folder)}")
 

@@ -36,7 +36,8 @@ class Train(Command):
         from aavae import runtime
 
         with runtime.processes(runtime.pick_device(cfg.device)) as processes:
-            yield build.trainer(cfg, processes), build.loggers(cfg)
+            loggers = build.loggers(cfg)  # first: a missing package is said before images are read
+            yield build.trainer(cfg, processes), loggers
 
     def work(self, built: tuple, cfg: DictConfig, folder: Path, name: str, group: str | None) -> float | None:
         """Train, or go on training, and evaluate."""
@@ -49,7 +50,8 @@ class Train(Command):
             config=config,
             config_yaml=build.to_yaml(config),
             resume=str(cfg.resume),
-            command=self.typed(),
+            command=self.typed(again=True),
+            typed=self.typed(),
             name=name or config["method"],
             group=group,
         ).go()

@@ -245,12 +245,12 @@ class Trainer:
     def _log(self) -> None:
         # The one place in the loop that waits for the device.
         means, steps, steps_per_second = self.meter.read(self.step)
-        self._refuse_if_broken(means["loss"], steps)
         metrics = {f"train/{name}": value for name, value in means.items()}
         learning_rate, speed = self.optimizer.param_groups[0]["lr"], steps_per_second * self.loader.batch_size
         if self.processes.leads:
             self.logger.log(metrics | {"train/lr": learning_rate, "images_per_second": speed}, self.step, self.epoch)
             self.reporter.update(self.step, f"{self.epoch:.1f}/{self.epochs}", metrics, speed)
+        self._refuse_if_broken(means["loss"], steps)  # logged all the same, so that dashboards show where it broke
 
     def _refuse_if_broken(self, loss: float, steps: int) -> None:
         if math.isfinite(loss):

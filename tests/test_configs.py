@@ -38,7 +38,7 @@ def test_every_file_opens_with_what_it_is(path):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_builds(option, few_images):
     group, _, name = option.partition("/")
-    choice = f"{group}=[{name}]" if group == "probe" else f"{group}={name}"
+    choice = f"{group}=[{name}]" if group in ("probe", "logger") else f"{group}={name}"
     cfg = build.compose([choice, *NEEDS.get(option, [])])
     with torch.device("meta"):
         data = build.dataset(cfg)
@@ -48,7 +48,7 @@ def test_every_option_composes_and_builds(option, few_images):
     assert optim.optimizer(model, **settings).param_groups
     assert schedules.schedule(cfg.schedule.shape, cfg.schedule.warmup_epochs, 10, 20)(0) == 0
     assert model.variational == build.loss(cfg).variational
-    assert build.probes(cfg)
+    assert build.probes(cfg) and build.loggers(cfg)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_every_option_composes_and_builds(option, few_images):
         "optimizer": "adam adamw sgd lamb lars",
         "schedule": "constant cosine linear",
         "trainer": "default reference debug",
-        "logger": "none wandb",
+        "logger": "none wandb tensorboard",
         "experiment": "cifar10 stl10 digits cifar10_cpu",
     }.items(),
 )

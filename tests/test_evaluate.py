@@ -81,10 +81,12 @@ def test_a_run_keeps_what_other_probes_found(run, evaluate):
 
 def test_what_is_printed_is_what_is_written(run, evaluate):
     ended = evaluate("run=run", "probe=knn")
-    for feature, row in (("h", "h (this run)"), ("pixels", "raw pixels"), ("h_untrained", "untrained encoder")):
-        value = by_name(results())["knn", feature, "test", "accuracy"]
-        [line] = [line for line in ended.out.splitlines() if row in line]
-        assert f"{100 * value:.1f}" in line
+    values = by_name(results())
+    [line] = [line for line in ended.out.splitlines() if "kNN" in line]
+    shown = [f"{100 * values['knn', feature, 'test', 'accuracy']:.1f}" for feature in ("h", "pixels", "h_untrained")]
+    assert [cell.strip() for cell in line.strip("│").split("│")] == ["kNN", *shown]
+    [heads] = [line for line in ended.out.splitlines() if "raw pixels" in line]
+    assert heads.index("h (this run)") < heads.index("raw pixels") < heads.index("untrained encoder")
     assert "\x1b" not in ended.out  # a pipe gets no colours
 
 

@@ -1,18 +1,29 @@
 """Where numbers and pictures go: metrics.jsonl, Weights & Biases (read back from its own file), figures, the screen."""
 
+import contextlib
+import io
 import json
+import resource
 import socket
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import wandb_reader
 from PIL import Image
 
+from aavae import build
 from aavae.console import Reporter, accuracy_table, duration
 from aavae.errors import UserError
+from aavae.evaluation import Results
 from aavae.figures import reconstruction_figure
-from aavae.loggers import Beginning, Loggers, MetricsFile, WandB
+from aavae.loggers import Beginning, Loggers, MetricsFile
+from aavae.probes import Picture
+from aavae.wandb_logger import WandB
 
 RESULT = {"probe": "knn", "feature": "h", "split": "test", "metric": "accuracy", "value": 0.5, "n": 10}
 RESULT |= {"protocol": "k=20", "epoch": 3.0}
@@ -58,9 +69,9 @@ def test_a_resumed_run_drops_what_lies_after_its_step(tmp_path):
     assert [(m["step"], m["loss"]) for m in lines(tmp_path)] == [(5, 0.0), (10, 0.0), (15, 1.0)]
 
 
-@pytest.mark.parametrize("half", ['{"step": 12, "ep', '{"epoch": 1.2}', "\0\0\0\0"])
+@pytest.mark.parametrize("half", [b'{"step": 12, "ep', b'{"epoch": 1.2}', b"\0\0\0\0", b"12", b"\xff\xfe"])
 def test_a_half_written_last_line_is_dropped(tmp_path, half):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "epoch": 0.5}\n{"step": 10, "epoch": 1.0}\n' + half)
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 5, "epoch": 0.5}\n{"step": 10, "epoch": 1.0}\n' + half)
     log = opened(tmp_path, step=20)
     log.log({}, 25, 2.5)
     log.close()
@@ -73,18 +84,70 @@ def test_a_fresh_run_starts_a_fresh_file(tmp_path):
     assert lines(tmp_path) == []
 
 
+def test_an_evaluation_drops_nothing(tmp_path):
+    log = opened(tmp_path)
+    log.log({"loss": 0.0}, 20, 2.0)
+    log.close()
+    log = MetricsFile()
+    log.start(Beginning(tmp_path, 10, job_type="evaluate"))
+    log.close()
+    assert [m["step"] for m in lines(tmp_path)] == [20]
+
+
+@contextlib.contextmanager
+def full_disk(room: int):
+    """Files of this process cannot grow beyond `room` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_said_naming_the_file_and_the_next_run_drops_the_half_line(tmp_path):
+    log = opened(tmp_path)
+    log.log({"loss": 0.0}, 5, 0.5)
+    with full_disk(60), pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: File too large"):
+        log.log({"loss": 0.0}, 10, 1.0)
+    log.close()
+    assert (tmp_path / "metrics.jsonl").stat().st_size == 60
+    opened(tmp_path, step=10).close()
+    assert [m["step"] for m in lines(tmp_path)] == [5]
+
+
+def test_a_folder_that_cannot_be_written_is_said_naming_the_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*file/metrics\.jsonl"):
+        opened(tmp_path / "file")
+    (tmp_path / "metrics.jsonl").mkdir()
+    for step in (0, 1):
+        with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl"):
+            opened(tmp_path, step)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
 # ---- Several loggers ----------------------------------------------------------------------------------------------
 
 
 class Recorder:
-    def __init__(self, breaks=False):
-        self.calls, self.breaks = [], breaks
+    """A logger that takes notes, writes a file, and fails where it is told to."""
+
+    def __init__(self, breaks=(), place="recorder"):
+        self.calls, self.breaks, self.place, self.indispensable = [], breaks, place, False
+
+    def start(self, run):
+        self.calls.append(("start", run))
+        (run.folder / self.place).mkdir(exist_ok=True)
+        (run.folder / self.place / "log").touch()
+        if "start" in self.breaks:
+            raise UserError("cannot start")
 
     def __getattr__(self, name):
-        def note(*arguments):
-            self.calls.append((name, *arguments))
-            if name == "close" and self.breaks:
-                raise OSError("gone")
+        def note(*arguments, **named):
+            self.calls.append((name, *arguments, *named.values()))
+            if name in self.breaks:
+                raise OSError("gone\nfor good")
             return {"id": len(self.calls)} if name == "state" else None
 
         return note
@@ -102,10 +165,106 @@ def test_loggers_tell_everyone_and_remember_by_name(tmp_path):
 
 
 def test_one_failing_farewell_does_not_keep_the_others_open(capsys):
-    broken, fine = Recorder(breaks=True), Recorder()
+    broken, fine = Recorder(breaks=("close",)), Recorder()
     Loggers({"broken": broken, "fine": fine}).close(failed=True)
     assert fine.calls == [("close", True)]
-    assert "closing Recorder failed: gone" in capsys.readouterr().err
+    assert capsys.readouterr().err == "closing the logger broken failed (gone)\n"
+
+
+def test_one_that_cannot_start_closes_the_others_and_leaves_the_folder_as_it_was(tmp_path):
+    (tmp_path / "before").touch()
+    first, broken, last = Recorder(place="a"), Recorder(breaks=("start",), place="b"), Recorder(place="c")
+    several = Loggers({"metrics": MetricsFile(), "first": first, "broken": broken, "last": last})
+    with pytest.raises(UserError, match="cannot start"):
+        several.start(Beginning(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["before"]
+    assert first.calls[-1] == broken.calls[-1] == ("close", True)
+    several.close(failed=True)
+    assert [name for name, *_ in first.calls] == ["start", "close"]
+
+
+def test_one_that_cannot_start_leaves_what_earlier_sessions_wrote(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError):
+        Loggers({"a": Recorder(place="a"), "b": Recorder(("start",), "b")}).start(Beginning(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("moment", ["log", "picture", "results", "state"])
+def test_one_that_fails_is_said_once_and_left_out(tmp_path, capsys, moment):
+    broken, fine = Recorder(breaks=(moment, "close")), Recorder()
+    both = Loggers({"broken": broken, "fine": fine})
+    both.start(Beginning(tmp_path, remembered={"broken": {"id": "before"}}))
+    for step in (1, 2):
+        both.log({"loss": 1.0}, step, 0.5)
+        both.picture("p", tmp_path / "p.png", step)
+        both.results([RESULT])
+        assert both.state().keys() == {"broken", "fine"}
+    both.close()
+    assert capsys.readouterr().err == "the logger broken failed (gone); the run goes on without it\n"
+    assert [name for name, *_ in fine.calls] == ["start", *["log", "picture", "results", "state"] * 2, "close"]
+    assert [name for name, *_ in broken.calls].count(moment) == 1 and broken.calls[-1][0] == "close"
+
+
+def test_one_that_is_gone_or_not_asked_for_this_time_is_still_remembered(tmp_path):
+    broken = Recorder(breaks=("log",))
+    both = Loggers({"broken": broken})
+    both.start(Beginning(tmp_path, remembered={"elsewhere": {"id": "x"}}))
+    assert both.state() == {"elsewhere": {"id": "x"}, "broken": {"id": 2}}
+    both.log({}, 1, 0.1)
+    assert both.state() == {"elsewhere": {"id": "x"}, "broken": {"id": 2}}
+
+
+def test_the_metrics_file_is_not_left_out(tmp_path):
+    fine = Recorder()
+    both = Loggers({"metrics": MetricsFile(), "fine": fine})
+    both.start(Beginning(tmp_path))
+    with full_disk(10), pytest.raises(UserError, match=r"metrics\.jsonl"):
+        both.log({"loss": 1.0}, 1, 0.5)
+    with pytest.raises(TypeError):  # what is no number is a mistake of ours
+        both.log({"loss": "high"}, 1, 0.5)
+    both.close(failed=True)
+    assert fine.calls[-1] == ("close", True)
+
+
+@pytest.mark.parametrize("logger", ["[]", "none", "wandb", "tensorboard", "[wandb,tensorboard]"])
+def test_every_choice_of_loggers_builds(logger):
+    cfg = build.compose([f"logger={logger}"])
+    build.loggers(cfg)
+    names = [] if logger in ("[]", "none") else logger.strip("[]").split(",")
+    assert list(cfg.logger) == names
+
+
+def test_a_run_stops_when_its_metrics_cannot_be_written(train, monkeypatch):
+    log, written = MetricsFile.log, []
+
+    def on_a_disk_that_becomes_full(self, *arguments):
+        with full_disk(1) if written else contextlib.nullcontext():
+            log(self, *arguments)
+        written.append(arguments)
+
+    monkeypatch.setattr(MetricsFile, "log", on_a_disk_that_becomes_full)
+    ended = train("trainer=debug", "hydra.run.dir=run", "epochs=1", "probe=[]")
+    assert ended.code == 2 and "cannot write" in ended.err and "metrics.jsonl" in ended.err
+    assert len(ended.err.splitlines()) == 1
+    assert json.loads(Path("run/status.json").read_text())["state"] == "failed"
+
+
+def test_a_run_goes_on_without_a_dashboard_that_fails(train, monkeypatch):
+    log = WandB.log
+
+    def breaks(self, metrics, step, epoch):
+        if step > 4:
+            raise ConnectionResetError("Connection lost")
+        log(self, metrics, step, epoch)
+
+    monkeypatch.setattr(WandB, "log", breaks)
+    ended = train("trainer=debug", "hydra.run.dir=run", "epochs=1", "probe=[]", "logger=wandb")
+    assert ended.code == 0
+    assert ended.err == "the logger wandb failed (Connection lost); the run goes on without it\n"
+    assert lines(Path("run"))[-1]["step"] == 8
+    steps = {row["step"] for row in wandb_reader.history(Path("run")) if "train/loss" in row}
+    assert steps == {4} and wandb_reader.exit_code(Path("run")) == 0
 
 
 # ---- Weights & Biases ---------------------------------------------------------------------------------------------
@@ -141,54 +300,29 @@ def offline(monkeypatch):
     wandb.teardown()
 
 
-def start(folder, state=None, **kwargs):
+def start(folder, state=None, job_type="pretrain", **kwargs):
     folder.mkdir(exist_ok=True)
     log = WandB(**kwargs)
+    names = {"name": "seed=1", "group": "sweep", "job_type": job_type, "provenance": {"seed": 1}}
     config = {"loss": {"beta": 0.0}, "batch_size": 256}
-    log.start(Beginning(folder, config=config, name="seed=1", group="sweep", remembered=state or {}))
+    log.start(Beginning(folder, config=config, remembered=state or {}, **names))
     return log
 
 
-def records(folder):
-    """The records of the one `.wandb` file below `folder`: LevelDB's log format around W&B's protocol buffers."""
-    import wandb
-    from wandb.proto import wandb_internal_pb2
-
-    wandb.teardown()  # its service may still be writing after a run's end
-    (path,) = (folder / "wandb").glob("*run-*/*.wandb")
-    data, at, whole, found = path.read_bytes(), 7, b"", []
-    while at + 7 <= len(data):
-        if (left := 32768 - at % 32768) < 7:
-            at += left
-            continue
-        end = at + 7 + int.from_bytes(data[at + 4 : at + 6], "little")
-        whole, kind, at = whole + data[at + 7 : end], data[at + 6], end
-        if kind in (1, 4):  # the whole record, or its last part
-            found.append(wandb_internal_pb2.Record.FromString(whole))
-            whole = b""
-    return found
-
-
-def history(folder):
-    rows = [r.history.item for r in records(folder) if r.WhichOneof("record_type") == "history"]
-    return [{(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in row} for row in rows]
-
-
-def run_record(folder):
-    return next(r.run for r in records(folder) if r.WhichOneof("record_type") == "run")
-
-
-def test_wandb_holds_config_names_and_every_point(tmp_path, offline, capfd):
-    log = start(tmp_path, tags=["a"])
+@pytest.mark.parametrize("job_type", ["pretrain", "evaluate"])
+def test_wandb_holds_config_names_and_every_point(tmp_path, offline, capfd, job_type):
+    log = start(tmp_path, tags=["a", 1], job_type=job_type)
     for step in range(1, 6):
         log.log({"train/loss": 1 / step}, 10 * step, step / 2)
     log.log({"train/loss": float("nan")}, 60, 3.0)
     log.close()
-    run = run_record(tmp_path)
-    assert (run.display_name, run.run_group, run.job_type, run.project) == ("seed=1", "sweep", "pretrain", "aavae")
-    config = {u.key: json.loads(u.value_json) for u in run.config.update}
-    assert config["loss"] == {"beta": 0.0} and config["batch_size"] == 256
-    points = history(tmp_path)
+    (run,) = wandb_reader.of_kind(tmp_path, "run")
+    assert (run.display_name, run.run_group, run.job_type, run.project) == ("seed=1", "sweep", job_type, "aavae")
+    assert list(run.tags) == ["a", "1"] and run.notes == ""
+    config = wandb_reader.config(tmp_path)
+    del config["_wandb"]
+    assert config == {"loss": {"beta": 0.0}, "batch_size": 256, "provenance": {"seed": 1}}
+    points = wandb_reader.history(tmp_path)
     assert [(p["step"], p["epoch"]) for p in points] == [(10 * s, s / 2) for s in range(1, 7)]
     assert [p["train/loss"] for p in points[:5]] == pytest.approx([1 / s for s in range(1, 6)])
     assert np.isnan(points[5]["train/loss"])
@@ -196,31 +330,36 @@ def test_wandb_holds_config_names_and_every_point(tmp_path, offline, capfd):
 
 
 def test_wandb_holds_pictures_and_results(tmp_path, offline):
-    Image.new("RGB", (4, 4)).save(tmp_path / "r.png")
     log = start(tmp_path)
-    log.picture("reconstructions", tmp_path / "r.png", 5)
-    log.results([RESULT, RESULT | {"split": "val", "value": 0.25}])
+    results = Results(tmp_path, Loggers({"wandb": log}), 5, 3.0)
+    png = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(png, "png")
+    records = [RESULT, RESULT | {"split": "val", "value": 0.25}]
+    results.add(records, [Picture("similarity_h", png.getvalue())])
+    log.results(records)
     log.close()
-    logged = {}
-    for row in history(tmp_path):
-        logged |= row
-    assert (logged["reconstructions/_type"], logged["step"]) == ("image-file", 5)
+    assert wandb_reader.panels(tmp_path) == {"similarity_h": [5]}
+    (picture,) = (tmp_path / "wandb").glob("*run-*/files/media/images/similarity_h*.png")
+    assert picture.read_bytes() == png.getvalue()
     (table,) = (tmp_path / "wandb").glob("*run-*/files/media/table/*.json")
     table = json.loads(table.read_text())
-    assert [dict(zip(table["columns"], row, strict=True)) for row in table["data"]] == [
-        RESULT,
-        RESULT | {"split": "val", "value": 0.25},
-    ]
-    summary = [u for r in records(tmp_path) if r.WhichOneof("record_type") == "summary" for u in r.summary.update]
-    summary = {(u.key or "/".join(u.nested_key)): json.loads(u.value_json) for u in summary}
-    assert summary["knn/h/test/accuracy"] == 0.5
+    assert [dict(zip(table["columns"], row, strict=True)) for row in table["data"]] == records
+    found = wandb_reader.summary(tmp_path)
+    assert (found["knn/h/test/accuracy"], found["knn/h/val/accuracy"]) == (0.5, 0.25)
+
+
+def test_nothing_judged_is_no_table(tmp_path, offline):
+    log = start(tmp_path)
+    log.results([])
+    log.close()
+    assert wandb_reader.history(tmp_path) == []
 
 
 @pytest.mark.parametrize(("failed", "code"), [(True, 1), (False, 0)])
 def test_a_failed_run_ends_with_a_failing_exit_code(tmp_path, offline, failed, code):
     log = start(tmp_path)
     log.close(failed)
-    assert [r.exit.exit_code for r in records(tmp_path) if r.WhichOneof("record_type") == "exit"] == [code]
+    assert wandb_reader.exit_code(tmp_path) == code
 
 
 def test_a_resumed_job_continues_its_run_quietly(tmp_path, offline, capfd):
@@ -230,7 +369,8 @@ def test_a_resumed_job_continues_its_run_quietly(tmp_path, offline, capfd):
     second = start(tmp_path / "b", state=remembered)
     second.close()
     assert capfd.readouterr() == ("", "")
-    assert run_record(tmp_path / "a").run_id == run_record(tmp_path / "b").run_id == remembered["id"]
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        assert wandb_reader.of_kind(folder, "run")[0].run_id == remembered["id"]
     assert start(tmp_path / "c").state() != remembered
 
 
@@ -239,8 +379,8 @@ def test_an_unfinished_run_does_not_swallow_the_next_one_s_numbers(tmp_path, off
     second = start(tmp_path / "b")
     second.log({"loss": 2.0}, 2, 2)
     second.close()
-    assert [p["loss"] for p in history(tmp_path / "a")] == [1.0]
-    assert [p["loss"] for p in history(tmp_path / "b")] == [2.0]
+    assert [p["loss"] for p in wandb_reader.history(tmp_path / "a")] == [1.0]
+    assert [p["loss"] for p in wandb_reader.history(tmp_path / "b")] == [2.0]
 
 
 @pytest.mark.parametrize("mode", [None, "online"])
@@ -248,7 +388,7 @@ def test_not_logged_in_means_offline_without_a_prompt_or_a_connection(tmp_path, 
     log = start(tmp_path, mode=mode)
     log.log({"loss": 1.0}, 1, 0.5)
     log.close()
-    assert history(tmp_path)[0]["loss"] == 1.0
+    assert wandb_reader.history(tmp_path)[0]["loss"] == 1.0
     with pytest.raises(BlockingIOError):  # nobody has called
         stranger.accept()
     said = capfd.readouterr()
@@ -256,9 +396,59 @@ def test_not_logged_in_means_offline_without_a_prompt_or_a_connection(tmp_path, 
     assert "Weights & Biases" in said.out + said.err
 
 
-def test_an_unknown_mode_gets_one_clear_message(tmp_path, offline):
-    with pytest.raises(UserError, match="mode"):
-        start(tmp_path, mode="onlin")
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"mode": "onlin"}, "mode must be online, offline"),
+        ({"tags": "debug"}, r"tags must be a list, such as \[debug\]"),
+        ({"tags": [""]}, "1 to 64 characters"),
+        ({"tags": ["x" * 65]}, "1 to 64 characters"),
+        ({"project": "a/b"}, "Invalid project name 'a/b'"),
+    ],
+)
+def test_what_wandb_cannot_take_gets_one_clear_message(tmp_path, offline, capfd, settings, says):
+    with pytest.raises(UserError, match=says) as error:
+        start(tmp_path, **settings)
+    assert len(str(error.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_key_that_cannot_be_one_gets_one_clear_message(tmp_path, stranger, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_API_KEY", "abc")
+    with pytest.raises(UserError, match=r"40\+ characters.*logger\.wandb\.mode=offline"):
+        start(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+DYING = """
+import os, signal
+from pathlib import Path
+from aavae.loggers import Beginning, Loggers, MetricsFile
+from aavae.wandb_logger import WandB
+
+both = Loggers({"metrics": MetricsFile(), "wandb": WandB()})
+both.start(Beginning(Path("a")))
+children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+(service,) = [pid for pid in children if b"wandb-core" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+os.kill(int(service), signal.SIGKILL)
+for step in range(1, 100):
+    both.log({"loss": 1.0}, step, 0.1)
+both.close()
+another = WandB()
+another.start(Beginning(Path("b")))
+another.log({"loss": 2.0}, 2, 2)
+another.close()
+"""
+
+
+def test_a_service_that_dies_takes_neither_this_run_nor_the_next(tmp_path, offline):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    ended = subprocess.run([sys.executable, "-c", DYING], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0 and ended.stdout == ""
+    assert ended.stderr.startswith("the logger wandb failed (") and ended.stderr.count("\n") == 1, ended.stderr
+    assert len(lines(tmp_path / "a")) == 99
+    assert wandb_reader.history(tmp_path / "b")[0]["loss"] == 2.0
 
 
 # ---- Pictures -----------------------------------------------------------------------------------------------------
@@ -338,8 +528,6 @@ def test_the_table_shows_test_accuracies_in_percent_with_their_spread(capsys):
     ])  # fmt: skip
     Reporter().console.print(table)
     out = capsys.readouterr().out
-    (mine,) = [line for line in out.splitlines() if "h (this run)" in line]
-    assert "50.0" in mine and "71.5 ± 2.1" in mine
-    (pixels,) = [line for line in out.splitlines() if "raw pixels" in line]
-    assert "25.0" in pixels and "–" in pixels
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines()]
+    assert ["kNN", "50.0", "25.0"] in rows and ["1-NN, 1 label", "71.5 ± 2.1", "–"] in rows
     assert "11.1" not in out

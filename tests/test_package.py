@@ -1,6 +1,5 @@
 """What a stranger gets: the wheel, the Makefile, and the commands the README shows."""
 
-import json
 import re
 import shlex
 import subprocess
@@ -80,19 +79,6 @@ def test_the_first_sweep_runs(train):
     ended = train(*command[1:], "trainer.max_steps=1", "trainer.validate_every=0", "probe=[]", "seed=0")
     assert ended.code == 0, ended.err
     assert len(list(Path("multirun").glob("*/*/encoder.safetensors"))) == 5
-
-
-def test_the_notebook_runs(train, tmp_path, monkeypatch):
-    assert train("experiment=digits", "hydra.run.dir=outputs/demo", "trainer.max_steps=1", "probe=[]").code == 0
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    cells = json.loads((ROOT / "notebooks" / "look_at_a_run.ipynb").read_text())["cells"]
-    names: dict = {}
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]).replace("plt.show()", "plt.close()"), names)
-    assert names["neighbours"][:, 0].tolist() == list(range(6)) and names["x_hat"].shape == (8, 3, 16, 16)
 
 
 def test_the_python_of_the_readme_runs(train):

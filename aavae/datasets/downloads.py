@@ -83,6 +83,7 @@ class CIFAR10(Dataset):
     """
 
     name, num_classes, image_size = "cifar10", 10, 32
+    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     mean = (125.3 / 255, 123.0 / 255, 113.9 / 255)
     std = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 
@@ -127,6 +128,7 @@ class STL10(Dataset):
     """
 
     name, num_classes, image_size, stem = "stl10", 10, 96, "stl"
+    classes = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
     mean, std = (0.43, 0.42, 0.39), (0.27, 0.26, 0.27)
     strength, blur_p, reference_batch = 1.0, 0.5, 512
 

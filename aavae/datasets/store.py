@@ -177,7 +177,12 @@ class StreamedSplit:
         """Batches answering an iterable of lists of requests, each by `__getitem__`, in worker processes."""
         workers = min(self.workers, _cores())
         loader = DataLoader(
-            self, batch_sampler=requests, num_workers=workers, collate_fn=_collate, worker_init_fn=_leave_signals
+            self,
+            batch_sampler=requests,
+            num_workers=workers,
+            collate_fn=_collate,
+            worker_init_fn=_leave_signals,
+            generator=torch.Generator(),  # for the workers' seeds, which nobody uses; else torch's own would move
         )
         for batch in loader:
             if isinstance(batch, UserError):

@@ -70,7 +70,7 @@ class Online:
         epoch, position = divmod(index, n // size)
         order = torch.randperm(n, generator=generator_for(self.seed, "online", epoch))
         some = self._images.take(order[position * size : (position + 1) * size])
-        images = self._dataset.target(to_float(some.images.to(self.head.weight.device)))
+        images = to_float(some.images.to(self.head.weight.device))
         views = self._crops(images, generator_for(self.seed, "online crops", index))
         return self._dataset.normalize(views), some.labels.to(views.device)
 

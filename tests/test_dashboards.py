@@ -1,0 +1,144 @@
+"""What dashboards are told by the real commands: Weights & Biases, offline, read back from its own file."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import wandb_reader
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from aavae.trainer import Trainer
+
+DEBUG = ("trainer=debug", "hydra.run.dir=run")
+FEW = ("probe.similarity.features=[h]", "probe.similarity.images=4", "probe.similarity.shown=2")
+
+
+@pytest.fixture(autouse=True)
+def own_service():
+    yield
+    import wandb
+
+    wandb.teardown()
+
+
+def by_name(rows: list[dict]) -> dict[str, list[tuple]]:
+    """`{metric: [(step, epoch, value), …]}` of rows, without what is no metric; what is not finite is None."""
+    found: dict[str, list[tuple]] = {}
+    for row in rows:
+        for name in row.keys() - {"step", "epoch"}:
+            if "epoch" in row and not name.startswith("_"):
+                value = row[name] if row[name] is None or math.isfinite(row[name]) else None
+                found.setdefault(name, []).append((row["step"], row["epoch"], value))
+    return found
+
+
+def metrics(folder="run") -> list[dict]:
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_finished_run_is_all_there(train):
+    mine = ("logger=[wandb,tensorboard]", "logger.wandb.tags=[debug,small]", "logger.wandb.project=mine")
+    ended = train(*DEBUG, *mine, "epochs=1", "features=[h]", "probe=[knn,similarity]", *FEW)
+    assert ended.code == 0 and ended.err == ""
+    (run,) = wandb_reader.of_kind("run", "run")
+    assert (run.project, list(run.tags), run.job_type) == ("mine", ["debug", "small"], "pretrain")
+    assert (run.run_group, run.notes) == ("", "") and run.display_name
+    config = wandb_reader.config("run")
+    del config["_wandb"]
+    (session,) = json.loads(Path("run/provenance.json").read_text())
+    assert session["step"] == 0 and config.pop("provenance") | {"step": 0} == session
+    assert session["command"].startswith("aavae-train trainer=debug") and session["seed"] == 0
+    assert config == OmegaConf.to_container(OmegaConf.load("run/config.yaml"))
+    assert config["features"] == config["probe"]["knn"]["features"] == ["h"]  # resolved
+
+    logged, expected = by_name(wandb_reader.history("run")), by_name(metrics())
+    assert logged == expected
+    assert expected.keys() >= {"train/loss", "train/lr", "val/loss", "val/knn", "val/bpd_8bit", "images_per_second"}
+    assert [step for step, *_ in logged["train/loss"]] == [4, 8]
+
+    events = EventAccumulator("run/tensorboard").Reload()
+    scalars = {tag for tag in events.Tags()["scalars"] if not tag.startswith("results/")}
+    assert scalars == {*logged, "epoch"}
+    for name, points in logged.items():
+        close = [(step, pytest.approx(value, rel=1e-6)) for step, _, value in points]  # float32
+        assert [(e.step, e.value) for e in events.Scalars(name)] == close
+
+    pictures = {p.stem for p in Path("run").glob("*.png")}
+    assert wandb_reader.panels("run").keys() == pictures >= {"reconstructions", "similarity_h"}
+    assert wandb_reader.panels("run")["reconstructions"][0] == 8
+    assert set(events.Tags()["images"]) == pictures
+
+    records = json.loads(Path("run/results.json").read_text())
+    summary = wandb_reader.summary("run")
+    for r in records:
+        assert summary["/".join(r[k] for k in ("probe", "feature", "split", "metric"))] == r["value"]
+    (table,) = Path("run/wandb").glob("*run-*/files/media/table/*.json")
+    table = json.loads(table.read_text())
+    assert [dict(zip(table["columns"], row, strict=True)) for row in table["data"]] == records
+    assert wandb_reader.exit_code("run") == 0
+
+
+def test_an_evaluation_is_a_run_of_its_own(train, evaluate):
+    assert train(*DEBUG, "logger=wandb", "probe=[]", "epochs=1").code == 0
+    Path("run/wandb").rename("trained")
+    before = Path("run/metrics.jsonl").read_bytes()
+    ended = evaluate("run=run", "probe=knn", "features=[h]", "logger=[wandb,tensorboard]")
+    assert ended.code == 0, ended.err
+    (run,) = wandb_reader.of_kind("run", "run")
+    assert run.job_type == "evaluate" and run.run_id not in str(list(Path("trained").iterdir()))
+    summary = wandb_reader.summary("run")
+    for r in json.loads(Path("run/results.json").read_text()):
+        assert summary[f"knn/h/{r['split']}/accuracy"] == r["value"]
+    assert Path("run/metrics.jsonl").read_bytes() == before and list(Path("run/tensorboard").iterdir())
+
+
+def test_the_runs_of_a_sweep_are_a_group(train):
+    sweep = ("-m", "trainer=debug", "trainer.max_steps=1", "probe=[]", "logger=wandb", "sweep.name=seeds", "seed=0,1")
+    ended = train(*sweep)
+    assert ended.code == 0 and ended.err == ""
+    folders = sorted(p.parent for p in Path("multirun/seeds").glob("*/status.json"))
+    runs = [wandb_reader.of_kind(folder, "run")[0] for folder in folders]
+    assert [run.run_group for run in runs] == ["seeds", "seeds"]
+    names = {run.display_name for run in runs}
+    assert len(names) == 2 and all("seed=0" in name or "seed=1" in name for name in names)
+    assert {wandb_reader.config(folder)["seed"] for folder in folders} == {0, 1}
+
+
+def test_a_run_whose_loss_is_not_finite_has_failed(train):
+    ended = train(*DEBUG, "logger=wandb", "probe=[]", "optimizer.lr=1e30", "schedule.warmup_epochs=0")
+    assert ended.code == 2 and "the loss became" in ended.err
+    assert wandb_reader.exit_code("run") == 1
+    assert by_name(wandb_reader.history("run")) == by_name(metrics())
+
+
+def test_an_interrupted_run_has_failed_until_it_is_resumed(train, monkeypatch):
+    step = Trainer.train_step
+
+    def interrupted_step(self, *arguments, **named):
+        terms = step(self, *arguments, **named)
+        if self.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return terms
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted_step)
+    assert train(*DEBUG, "logger=wandb", "probe=[]", "epochs=1").code == 128 + signal.SIGTERM
+    assert wandb_reader.exit_code("run") == 1
+    (first,) = wandb_reader.of_kind("run", "run")
+    assert [step for step, *_ in by_name(wandb_reader.history("run"))["train/loss"]] == [4, 6]
+    Path("run/wandb").rename("interrupted")
+    monkeypatch.setattr(Trainer, "train_step", step)
+    assert train(*DEBUG, "logger=wandb", "probe=[]", "epochs=1").code == 0
+    (second,) = wandb_reader.of_kind("run", "run")
+    assert second.run_id == first.run_id and wandb_reader.exit_code("run") == 0
+    assert [step for step, *_ in by_name(wandb_reader.history("run"))["train/loss"]] == [8]
+    assert [session["step"] for session in json.loads(Path("run/provenance.json").read_text())] == [0, 6]
+
+
+def test_a_dashboard_that_cannot_begin_ends_the_run_before_it_leaves_anything(train, tmp_path):
+    ended = train(*DEBUG, "logger=[tensorboard,wandb]", "logger.wandb.project=a/b")
+    assert ended.code == 2 and "Invalid project name 'a/b'" in ended.err and len(ended.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
