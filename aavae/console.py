@@ -98,11 +98,11 @@ class Reporter:
 
 
 FEATURES = {
-    "h": "h (this run)",
+    "h": "h",
     "mu": "μ",
     "z": "z",
     "pixels": "raw pixels",
-    "h_untrained": "untrained encoder",
+    "h_untrained": "untrained",
 }
 PROBES = {
     "few_label_1": "1-NN, 1 label",
@@ -154,7 +154,7 @@ def accuracy_table(records: list[dict]) -> Table:
 
 def measures_table(title: str, records: list[dict]) -> Table:
     """The values of one probe that are no accuracies: one row per metric, one column per representation."""
-    cells = {(r["metric"], r["feature"]): f"{r['value']:.4g}" for r in records}
+    cells = {(r["metric"], r["feature"]): f"{r['value']:.3g}" for r in records}
     return _table(title, "measure", {r["metric"]: r["metric"].replace("_", " ") for r in records}, cells)
 
 

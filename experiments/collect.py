@@ -13,17 +13,20 @@ from omegaconf import OmegaConf
 
 from aavae.console import FEATURES, PROBES
 
-BASELINES = {feature: name for feature, name in FEATURES.items() if feature != "h"}
+BASELINES = {"pixels": "raw pixels", "h_untrained": "untrained encoder"}
 
 
 def collect(folder: Path) -> dict[str, dict[str, list[float]]]:
     """Test accuracies as `{row: {probe: [one per run]}}`; unfinished runs are left out."""
     rows: dict[str, dict[str, list[float]]] = {}
     for path in sorted(folder.rglob("results.json")):
-        config = OmegaConf.load(path.with_name("config.yaml"))
+        if not path.with_name("config.yaml").exists():  # of a checkpoint, not of a run
+            continue
+        method = str(OmegaConf.load(path.with_name("config.yaml")).method)
         for r in json.loads(path.read_text()):
             if r["split"] == "test" and r["metric"] == "accuracy":
-                row = BASELINES.get(r["feature"], str(config.method))
+                own = method if r["feature"] == "h" else f"{method}, {FEATURES.get(r['feature'], r['feature'])}"
+                row = BASELINES.get(r["feature"], own)
                 rows.setdefault(row, {}).setdefault(r["probe"], []).append(r["value"])
     return rows
 

@@ -86,7 +86,7 @@ def test_what_is_printed_is_what_is_written(run, evaluate):
     shown = [f"{100 * values['knn', feature, 'test', 'accuracy']:.1f}" for feature in ("h", "pixels", "h_untrained")]
     assert [cell.strip() for cell in line.strip("│").split("│")] == ["kNN", *shown]
     [heads] = [line for line in ended.out.splitlines() if "raw pixels" in line]
-    assert heads.index("h (this run)") < heads.index("raw pixels") < heads.index("untrained encoder")
+    assert heads.index(" h ") < heads.index("raw pixels") < heads.index("untrained")
     assert "\x1b" not in ended.out  # a pipe gets no colours
 
 
