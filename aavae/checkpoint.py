@@ -114,7 +114,8 @@ def component(node: dict, allowed: tuple[str, ...] = ARCHITECTURES, **facts) -> 
     try:
         build = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"there is no {target} ({error})") from error
+        hint = "" if target.startswith("aavae.") else "; PYTHONPATH=. finds modules of the folder you are in"
+        raise UserError(f"there is no {target} ({error}){hint}") from error
     if "" not in allowed and target.startswith("aavae.") and getattr(build, "__module__", None) != module:
         raise UserError(refusal)  # what such a module has imported is not its own to offer
     try:
@@ -156,12 +157,15 @@ def _located(path: str | Path, names: tuple[str, ...]) -> Path:
     return path
 
 
-def load_model(path: str | Path) -> AutoEncoder:
-    """The full model of a run folder or checkpoint, in eval mode. Raises UserError for what is neither."""
+def load_model(path: str | Path, trust: tuple[str, ...] = ()) -> AutoEncoder:
+    """The full model of a run folder or checkpoint, in eval mode. Raises UserError for what is neither.
+
+    `trust` are prefixes of modules of your own that its parts may come from.
+    """
     path = _located(path, (LAST, PREVIOUS))
     if path.suffix == ".safetensors":
         raise UserError(f"{path} holds an encoder only; load it with load_encoder, or give a checkpoint")
-    return model_of(load(path), path).eval()
+    return model_of(load(path), path, (*ARCHITECTURES, *trust)).eval()
 
 
 def model_of(state: dict, path: Path, allowed: tuple[str, ...] = ARCHITECTURES) -> AutoEncoder:
@@ -196,17 +200,17 @@ def _plain(text: str) -> object:
         return text
 
 
-def load_encoder(path: str | Path) -> nn.Module:
+def load_encoder(path: str | Path, trust: tuple[str, ...] = ()) -> nn.Module:
     """The encoder of a run folder, checkpoint or `encoder.safetensors`, in eval mode, with `output_dim`, `mean`, `std`.
 
-    It maps images `(B, 3, H, W)`, normalised with `mean` and `std`, to `(B, output_dim)`. Raises UserError for what is
-    none of these.
+    It maps images `(B, 3, H, W)`, normalised with `mean` and `std`, to `(B, output_dim)`. `trust` are prefixes of
+    modules of your own that it may come from. Raises UserError for what is none of these.
     """
     path = _located(path, ("encoder.safetensors", LAST, PREVIOUS))
     if path.suffix == ".safetensors":
-        encoder, facts = encoder_of(path)
+        encoder, facts = encoder_of(path, (*ARCHITECTURES, *trust))
     else:
         facts = load(path)
-        encoder = model_of(facts, path).encoder
+        encoder = model_of(facts, path, (*ARCHITECTURES, *trust)).encoder
     encoder.mean, encoder.std = tuple(facts["mean"]), tuple(facts["std"])
     return encoder.eval()

@@ -34,21 +34,19 @@ class Evaluate(Command):
     @contextlib.contextmanager
     def prepare(self, cfg: DictConfig) -> Iterator:
         """The trained model, its images and the probes; what they cannot do is said now."""
-        from aavae import runtime, trained
+        from aavae import runtime
         from aavae.judgement import Judgement
+        from aavae.trained import load_trained
 
-        found = trained.load_trained(_path(cfg), trust := tuple(cfg.trust))
+        trained = load_trained(_path(cfg), tuple(cfg.trust))
         device = runtime.pick_device(cfg.device)
         precision = runtime.pick_precision(cfg.precision, device)
         chosen = build.plain(cfg)
-        data = trained.its_dataset(found, {"data_dir": cfg.data_dir} | chosen["dataset"], trust)
-        augmentation = trained.its_augmentation(found, data, chosen["augmentation"], trust)
-        guests = build.probes(cfg, data.load(device))
-
-        def representations(track):
-            return trained.its_representations(found, data, augmentation, device, precision, track, trust)
-
-        yield Judgement(found, representations, data, guests, build.loggers(cfg, metrics=False), device, precision)
+        loggers = build.loggers(cfg, metrics=False)
+        dataset = trained.images({"data_dir": cfg.data_dir} | chosen["dataset"])
+        augmentation = trained.augmentation(dataset, chosen["augmentation"])
+        guests = build.probes(cfg, dataset.load(device))
+        yield Judgement(trained, dataset, augmentation, guests, loggers, device, precision)
 
     def work(self, built, cfg: DictConfig, folder: Path, name: str, group: str | None) -> float | None:
         """Run the probes; what each finds is written at once."""

@@ -1,7 +1,6 @@
 """One evaluation of a trained model in its folder: banner, probes, tables, and the files that say what was found."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,30 +10,27 @@ from aavae.console import Reporter, duration, results_tables, shown
 from aavae.datasets import Dataset
 from aavae.evaluation import RESULTS, Evaluation, Results
 from aavae.loggers import Beginning, Loggers
+from aavae.pipelines import Pipeline
 from aavae.probes import Guest
 from aavae.provenance import note, provenance
-from aavae.representations import Representations, Track
 from aavae.runtime import Precision, device_name
 from aavae.trained import Trained
 
 
 class Judgement:
-    """What `guests` are to find out about a `trained` model on `dataset`, and which loggers are told.
-
-    `representations` makes them, given what shows progress.
-    """
+    """What `guests` are to find out about a `trained` model on `dataset`, and which loggers are told."""
 
     def __init__(
         self,
         trained: Trained,
-        representations: Callable[[Track], Representations],
         dataset: Dataset,
+        augmentation: Pipeline,
         guests: list[Guest],
         logger: Loggers,
         device: torch.device,
         precision: Precision,
     ):
-        self.trained, self.representations, self.dataset, self.guests = trained, representations, dataset, guests
+        self.trained, self.dataset, self.augmentation, self.guests = trained, dataset, augmentation, guests
         self.logger, self.device, self.precision = logger, device, precision
         self.reporter = Reporter()
         for name, probe, _ in guests:
@@ -51,7 +47,9 @@ class Judgement:
             self._banner(folder)
             results, failed = Results(folder, self.logger, t.step, t.epoch, keep=True), True
             try:
-                made = self.representations(self.reporter.track)
+                made = t.representations(
+                    self.dataset, self.augmentation, self.device, self.precision, self.reporter.track
+                )
                 evaluation = Evaluation(self.guests, made, t.model, self.dataset, self.reporter, t.epoch)
                 self._begin(folder, config, command, evaluation.checksum)
                 evaluation.run(results.add)

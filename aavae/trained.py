@@ -1,7 +1,8 @@
 """A trained model as a run folder, checkpoint or `encoder.safetensors` describes it, for judging it anew."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,60 +18,126 @@ from aavae.runtime import Precision, seed_for
 DATA = ("aavae.datasets.", "aavae.pipelines.")
 
 
-class Trained(NamedTuple):
-    """What is known of a trained model; of an encoder alone, `config` and `learners` are empty."""
+@dataclass(frozen=True)
+class Trained:
+    """What is known of a trained model; of an encoder alone, its `config` is empty.
+
+    `trust` are prefixes of modules, beside aavae's own, that model, images and augmentation may come from.
+    """
 
     model: AutoEncoder | nn.Module
-    encoder: dict  # its architecture
-    config: dict
+    architecture: dict  # of the encoder
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    step: int
     epoch: float
-    seed: int | None
-    dataset: str | None  # its name
     method: str
-    data: str | None  # fingerprint of the images
-    learners: dict  # states of the probes that learned along
-    note: str | None  # what to tell the user
+    seed: int | None
+    trust: tuple[str, ...]
+    config: dict = field(default_factory=dict)
+    step: int = 0
+    data: str | None = None  # fingerprint of the images
+    dataset: str | None = None  # its name, where there is no config
+    learners: dict = field(default_factory=dict)  # states of the probes that learned along
+    note: str | None = None  # what to tell the user
+
+    def images(self, changes: dict) -> Dataset:
+        """The images it was trained on, with `changes` where they lie elsewhere now; another dataset if they name one.
+
+        They are normalised as in training. Raises UserError where nobody knows which images they were.
+        """
+        changes = {k: v for k, v in changes.items() if v is not None}
+        chosen = "_target_" in changes
+        if not chosen and not self.config:
+            example = self.dataset or "cifar10"
+            raise UserError(f"an encoder alone does not say where its images are; add dataset=, such as {example}")
+        node = changes if chosen else dict(self.config["dataset"])
+        if "path" in changes and "path" not in node:
+            raise UserError(f"dataset.path= is not for {node['_target_']}, which it was trained on")
+        dataset = self._build(node | {k: v for k, v in changes.items() if k in node}, chosen)
+        dataset.mean, dataset.std = self.mean, self.std
+        return dataset
+
+    def augmentation(self, dataset: Dataset, chosen: dict) -> Pipeline:
+        """The augmentation it was trained with, or the one chosen instead; `auto` is the dataset's."""
+        node = chosen or self.config.get("augmentation")
+        if not node:
+            return NoAugmentation()
+        return self._build({k: getattr(dataset, k) if v == "auto" else v for k, v in node.items()}, bool(chosen))
+
+    def _build(self, node: dict, chosen: bool) -> Any:
+        # What the user names may be any code; what the file names may not.
+        allowed = ("",) if chosen else (*DATA, *self.trust)
+        _refuse_untrusted(node, allowed)
+        return checkpoint.component(node, allowed)
+
+    def representations(
+        self, dataset: Dataset, augmentation: Pipeline, device: torch.device, precision: Precision, track: Track
+    ) -> Representations:
+        """What the probes compare, as at the end of its training."""
+        settings = self.config.get("trainer", {"clean_pass": "every_step", "recalibration_images": 10_000})
+        return Representations(
+            self.model.to(device),
+            None if self.seed is None else self._untrained,
+            dataset,
+            augmentation,
+            device,
+            precision,
+            recalibrates=settings["clean_pass"] == "off",
+            recalibration_images=settings["recalibration_images"],
+            track=track,
+        )
+
+    def _untrained(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            # As `build.model` does, which draws the encoder's weights first.
+            torch.manual_seed(seed_for(self.seed, "init"))
+            return checkpoint.component(self.architecture, (*checkpoint.ARCHITECTURES, *self.trust))
 
 
 def load_trained(path: Path, trust: tuple[str, ...] = ()) -> Trained:
-    """What lies at `path`: a run folder, a checkpoint, or an `encoder.safetensors`.
-
-    `trust` are prefixes of modules, beside aavae's own, that the model may come from. Raises UserError for what is none
-    of these.
-    """
-    allowed = (*checkpoint.ARCHITECTURES, *trust)
-    note = None
-    if path.suffix == ".safetensors":
-        return _encoder_alone(path, allowed)
+    """What lies at `path`: a run folder, checkpoint, or `encoder.safetensors`. Raises UserError for none of these."""
+    state, note = None, None
     if path.is_dir():
         state, note = checkpoint.find(path)
-        if state is None and (path / "encoder.safetensors").exists():
-            return _encoder_alone(path / "encoder.safetensors", allowed)
         if state is None:
-            raise UserError(f"{path} is not a run folder: it holds no checkpoint and no encoder.safetensors")
-    else:
-        state = checkpoint.load(path)
+            path = path / "encoder.safetensors"
+            if not path.exists():
+                raise UserError(f"{path.parent} is not a run folder: it holds no checkpoint and no encoder.safetensors")
+    if path.suffix == ".safetensors":
+        return _encoder_alone(path, trust)
+    state, allowed = state or checkpoint.load(path), (*checkpoint.ARCHITECTURES, *trust)
     for part in ("encoder", "decoder"):
         _refuse_untrusted(state.get("architecture", {}).get(part, {}), allowed)
-    model = checkpoint.model_of(state, path, allowed)
-    config = state["config"]
+    model, config = checkpoint.model_of(state, path, allowed), state["config"]
     return Trained(
-        model,
-        state["architecture"]["encoder"],
-        config,
-        tuple(state["mean"]),
-        tuple(state["std"]),
-        state["step"],
-        state["step"] / state["steps_per_epoch"],
-        config["seed"],
-        None,
-        config["method"],
-        state["data"],
-        state.get("learners", {}),
-        note,
+        model=model,
+        architecture=state["architecture"]["encoder"],
+        mean=tuple(state["mean"]),
+        std=tuple(state["std"]),
+        epoch=state["step"] / state["steps_per_epoch"],
+        method=config["method"],
+        seed=config["seed"],
+        trust=trust,
+        config=config,
+        step=state["step"],
+        data=state["data"],
+        learners=state.get("learners", {}),
+        note=note,
+    )
+
+
+def _encoder_alone(path: Path, trust: tuple[str, ...]) -> Trained:
+    encoder, facts = checkpoint.encoder_of(path, (*checkpoint.ARCHITECTURES, *trust))
+    return Trained(
+        model=encoder,
+        architecture=facts["architecture"],
+        mean=facts["mean"],
+        std=facts["std"],
+        epoch=facts.get("epochs", 0.0),
+        method=facts.get("method", "encoder"),
+        seed=facts.get("seed"),
+        trust=trust,
+        dataset=facts.get("dataset"),
     )
 
 
@@ -78,81 +145,3 @@ def _refuse_untrusted(node: dict, allowed: tuple[str, ...]) -> None:
     target = str(node.get("_target_", allowed[0]))
     if not target.startswith(allowed):
         raise UserError(f"the checkpoint wants to run {target}; if you trust it, say trust=[{target.split('.')[0]}]")
-
-
-def _encoder_alone(path: Path, allowed: tuple[str, ...]) -> Trained:
-    encoder, facts = checkpoint.encoder_of(path, allowed)
-    return Trained(
-        encoder,
-        facts["architecture"],
-        {},
-        tuple(facts["mean"]),
-        tuple(facts["std"]),
-        0,
-        facts.get("epochs", 0.0),
-        facts.get("seed"),
-        facts.get("dataset"),
-        facts.get("method", "encoder"),
-        None,
-        {},
-        None,
-    )
-
-
-def its_representations(
-    trained: Trained,
-    dataset: Dataset,
-    augmentation: Pipeline,
-    device: torch.device,
-    precision: Precision,
-    track: Track,
-    trust: tuple[str, ...] = (),
-) -> Representations:
-    """What the probes compare, as at the end of its training."""
-
-    def untrained() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            # As `build.model` does, which draws the encoder's weights first.
-            torch.manual_seed(seed_for(trained.seed, "init"))
-            return checkpoint.component(trained.encoder, (*checkpoint.ARCHITECTURES, *trust))
-
-    settings = trained.config.get("trainer", {"clean_pass": "every_step", "recalibration_images": 10_000})
-    return Representations(
-        trained.model.to(device),
-        None if trained.seed is None else untrained,
-        dataset,
-        augmentation,
-        device,
-        precision,
-        recalibrates=settings["clean_pass"] == "off",
-        recalibration_images=settings["recalibration_images"],
-        track=track,
-    )
-
-
-def its_dataset(trained: Trained, changes: dict, trust: tuple[str, ...] = ()) -> Dataset:
-    """The images it was trained on, with `changes` where they lie elsewhere now; another dataset if they name one.
-
-    They are normalised as in training. Raises UserError where nobody knows which images they were.
-    """
-    chosen = "_target_" in changes
-    if not chosen and not trained.config:
-        example = trained.dataset or "cifar10"
-        raise UserError(f"an encoder alone does not say where its images are; add dataset=, such as dataset={example}")
-    node = {} if chosen else dict(trained.config["dataset"])
-    changes = {k: v for k, v in changes.items() if v is not None}
-    if "path" in changes and not chosen and "path" not in node:
-        raise UserError(f"dataset.path= is not for {node['_target_']}, which it was trained on")
-    node |= {k: v for k, v in changes.items() if chosen or k in node}
-    dataset = checkpoint.component(node, ("",) if chosen else (*DATA, *trust))
-    dataset.mean, dataset.std = trained.mean, trained.std
-    return dataset
-
-
-def its_augmentation(trained: Trained, dataset: Dataset, chosen: dict, trust: tuple[str, ...] = ()) -> Pipeline:
-    """The augmentation it was trained with, or the one chosen instead; `auto` is the dataset's."""
-    node = chosen or trained.config.get("augmentation")
-    if not node:
-        return NoAugmentation()
-    node = {k: getattr(dataset, k) if v == "auto" else v for k, v in node.items()}
-    return checkpoint.component(node, ("",) if chosen else (*DATA, *trust))

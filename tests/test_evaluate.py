@@ -12,6 +12,7 @@ from PIL import Image
 
 from aavae import build, checkpoint
 from aavae.probes.knn import KNN
+from aavae.trained import Trained
 
 DEBUG = (
     "trainer=debug",
@@ -102,16 +103,14 @@ def test_a_probe_that_changes_the_model_is_found_out(run, evaluate, monkeypatch)
         encode.dataset.trained.encoder.conv1.weight.data += 1
         return []
 
-    from aavae import trained
+    images = Trained.images
 
-    load = trained.its_dataset
-
-    def its_dataset(found, *arguments):
-        dataset = load(found, *arguments)
-        dataset.trained = found.model
+    def with_the_model(self, changes):
+        dataset = images(self, changes)
+        dataset.trained = self.model
         return dataset
 
-    monkeypatch.setattr(trained, "its_dataset", its_dataset)
+    monkeypatch.setattr(Trained, "images", with_the_model)
     monkeypatch.setattr(KNN, "run", meddle)
     with pytest.raises(RuntimeError, match="changed the trained model"):
         from aavae.evaluate import Evaluate
