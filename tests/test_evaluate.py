@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from aavae import build, checkpoint
@@ -292,3 +293,24 @@ def test_reading_a_checkpoint_does_not_alter_it(run, evaluate):
     assert evaluate("run=run", "probe=knn").code == 0
     again = checkpoint.load(run / "last.pt")
     assert all(torch.equal(v, again["model"][k]) for k, v in state["model"].items())
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "completed"),
+    [
+        ("evaluate", "aavae-evaluate probe=lin", "probe=linear probe=linear_cached"),
+        ("evaluate", "aavae-evaluate check", "checkpoint="),
+        ("train", "aavae-train experiment=cifar10_", "experiment=cifar10_cpu"),
+    ],
+)
+def test_tab_completion_knows_options_and_keys(request, monkeypatch, command, line, completed):
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    assert completed in request.getfixturevalue(command)("-sc", "query=bash").out
+
+
+def test_the_config_is_shown_and_nothing_else_happens(evaluate, run):
+    before = sorted(run.parent.rglob("*"))
+    shown = OmegaConf.create(evaluate("run=run", "probe=linear", "--cfg", "job").out)
+    assert shown.run == "run" and shown.probe.linear.epochs == 90
+    assert sorted(run.parent.rglob("*")) == before
