@@ -51,7 +51,7 @@ class Evaluation:
         self.score: float | None = None
 
     def run(self, done: Callable[[list[dict], list[Picture]], None]) -> list[dict]:
-        """All records; `done` is told those of each guest, and its pictures, as soon as there are any.
+        """All records; `done` is told at once what a guest has found of a representation, and its pictures.
 
         Raises RuntimeError if the trained model is not what it was before.
         """
@@ -61,16 +61,14 @@ class Evaluation:
                 self.reporter.say(f"{guest.name} is left out: {self.dataset.name} has no labels")
                 continue
             self.reporter.say(f"probing     {guest.name}")
-            found: list[dict | Picture] = []
             for feature in guest.features:
                 encode = self._available(guest, feature, unavailable)
                 if encode is not None:
-                    found += guest.probe.run(encode, self.dataset)
-            own = [r | {"epoch": self.epoch} for r in found if isinstance(r, dict)]
-            if self.score is None:
-                self.score = next((r["value"] for r in own if _chooses(r)), None)
-            done(own, [p for p in found if isinstance(p, Picture)])
-            records += own
+                    found = guest.probe.run(encode, self.dataset)
+                    own = [r | {"epoch": self.epoch} for r in found if isinstance(r, dict)]
+                    done(own, [p for p in found if isinstance(p, Picture)])
+                    records += own
+        self.score = next((r["value"] for r in records if _chooses(r)), None)
         if checksum(self.judged) != self.checksum:
             raise RuntimeError("a probe has changed the trained model; its results are worth nothing")
         self.reporter.say(f"unchanged   the trained model, checksum {self.checksum} before and after")
@@ -96,7 +94,7 @@ class Evaluation:
 
 
 class Results:
-    """The file `results.json` of a folder, written whole after each probe, and the pictures beside it.
+    """The file `results.json` of a folder, written whole each time, and the pictures beside it.
 
     With `keep`, what earlier evaluations of the same epoch have found is kept where it is not measured again.
     """

@@ -56,7 +56,8 @@ class Judgement:
                 self.logger.results(results.records)
                 failed = False
             except KeyboardInterrupt as error:
-                self.reporter.say(f"stopped; what the finished probes found is in {shown(folder / RESULTS)}")
+                found = f"what was found so far is in {shown(folder / RESULTS)}"
+                self.reporter.say(f"stopped; {found if results.records else 'nothing was found yet'}")
                 error.said = True
                 raise
             finally:

@@ -202,7 +202,7 @@ def test_an_encoder_of_one_s_own_has_to_be_trusted(train, evaluate, tmp_path, mo
     assert by_name(results()) == by_name(before)
 
 
-def test_what_finished_probes_found_survives_an_interruption(run, evaluate, monkeypatch):
+def test_what_was_found_survives_an_interruption(run, evaluate, monkeypatch):
     (run / "results.json").unlink()
     probe = KNN.run
 
@@ -214,7 +214,11 @@ def test_what_finished_probes_found_survives_an_interruption(run, evaluate, monk
     monkeypatch.setattr(KNN, "run", interrupted)
     ended = evaluate("run=run", "probe=[few_label,knn]", "probe.few_label.draws=3")
     assert ended.code == 128 + signal.SIGTERM and "Traceback" not in ended.err
-    assert {r["probe"] for r in results()} == {"few_label_1", "few_label_5"}
+    assert "what was found so far is in run/results.json" in ended.out
+    assert {(r["probe"], r["feature"]) for r in results() if r["feature"] == "h"} == {
+        ("few_label_1", "h"), ("few_label_5", "h"), ("knn", "h"),
+    }  # fmt: skip
+    assert not [r for r in results() if (r["probe"], r["feature"]) == ("knn", "pixels")]
 
 
 def test_several_runs_are_judged_one_after_the_other(run, evaluate):
