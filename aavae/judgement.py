@@ -45,13 +45,12 @@ class Judgement:
         began, t = time.monotonic(), self.trained
         with files.only_one(folder):
             self._banner(folder)
-            results, failed = Results(folder, self.logger, t.step, t.epoch, keep=True), True
+            results = Results(folder, self.logger, t.step, t.epoch, keep=True)
+            made = t.representations(self.dataset, self.augmentation, self.device, self.precision, self.reporter.track)
+            evaluation = Evaluation(self.guests, made, t.model, self.dataset, self.reporter, t.epoch)
+            self._begin(folder, config, command, evaluation.checksum)
+            failed = True
             try:
-                made = t.representations(
-                    self.dataset, self.augmentation, self.device, self.precision, self.reporter.track
-                )
-                evaluation = Evaluation(self.guests, made, t.model, self.dataset, self.reporter, t.epoch)
-                self._begin(folder, config, command, evaluation.checksum)
                 evaluation.run(results.add)
                 self.logger.results(results.records)
                 failed = False
