@@ -143,7 +143,8 @@ def assemble(architecture: dict, allowed: tuple[str, ...] = ARCHITECTURES) -> Au
 def save_encoder(path: Path, encoder: nn.Module, facts: dict) -> None:
     """Write the encoder's tensors as safetensors, with `facts` (architecture, mean, std, …) as JSON metadata."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
-    metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    # As it is, unless it would be read as something else: a fingerprint may look like a number.
+    metadata = {k: v if isinstance(v, str) and _plain(v) == v else json.dumps(v) for k, v in facts.items()}
     files.write(path, safetensors.torch.save(tensors, metadata))
 
 

@@ -33,8 +33,9 @@ class Judgement:
         self.trained, self.dataset, self.augmentation, self.guests = trained, dataset, augmentation, guests
         self.logger, self.device, self.precision = logger, device, precision
         self.reporter = Reporter()
+        self.at_home = trained.data in (None, dataset.fingerprint())  # on the images it was trained on
         for name, probe, _ in guests:
-            if name in trained.learners:
+            if name in trained.learners and self.at_home:
                 probe.restore(trained.learners[name], device)
 
     def go(self, folder: Path, *, config: dict, command: str) -> float | None:
@@ -42,7 +43,7 @@ class Judgement:
 
         Raises UserError if another process is busy in the folder.
         """
-        began, t = time.monotonic(), self.trained
+        began, t, folder = time.monotonic(), self.trained, self._place(folder)
         with files.only_one(folder):
             self._banner(folder)
             results = Results(folder, self.logger, t.step, t.epoch, keep=True)
@@ -64,6 +65,14 @@ class Judgement:
         self.reporter.show(results_tables(results.records))
         self.reporter.say(f"evaluated in {duration(time.monotonic() - began)}; all in {shown(folder)}")
         return evaluation.score
+
+    def _place(self, folder: Path) -> Path:
+        # What is found on other images is not the run's: it would be counted, and printed, as if it were.
+        if self.at_home:
+            return folder
+        apart = folder / f"{self.dataset.name}_{self.dataset.fingerprint()[:8]}"
+        apart.mkdir(exist_ok=True)
+        return apart
 
     def _begin(self, folder: Path, config: dict, command: str, checksum: str) -> None:
         t = self.trained
@@ -87,5 +96,5 @@ class Judgement:
         say(f"folder      {shown(folder)}")
         if t.note:
             say(t.note)
-        if t.data not in (None, self.dataset.fingerprint()):
+        if not self.at_home:
             say("note        these are not the images it was trained on")

@@ -208,6 +208,7 @@ class Run:
             "batchnorm_statistics": "recalibrated on clean training images" if recalibrated else "running, of training",
             "method": self.config["method"],
             "dataset": t.dataset.name,
+            "data": self.facts["data"],
             "epochs": t.epoch,
             "seed": self.config["seed"],
             "aavae_version": version("aavae"),

@@ -137,6 +137,7 @@ def _encoder_alone(path: Path, trust: tuple[str, ...]) -> Trained:
         method=facts.get("method", "encoder"),
         seed=facts.get("seed"),
         trust=trust,
+        data=facts.get("data"),
         dataset=facts.get("dataset"),
     )
 

@@ -91,7 +91,7 @@ class Online:
     def missing(self, encode: Representation) -> str | None:
         """It has only learned from the features it was trained along with."""
         if self.head is None:
-            return "it has to learn while the encoder does (aavae-train … 'probe=[knn,online]')"
+            return "it has to learn while the encoder does, on the same images (aavae-train … 'probe=[knn,online]')"
         return None if encode.name == "h" else "it has only learned to read h"
 
     @torch.no_grad()
