@@ -7,8 +7,11 @@ from torch.nn import functional as F
 from aavae.datasets import Dataset, Split, to_float
 from aavae.errors import UserError
 from aavae.probes import record
+from aavae.probes.classifier import crops_protocol, linear_head
 from aavae.representations import Representation
-from aavae.runtime import Precision, generator_for, seed_for
+from aavae.runtime import Precision, generator_for
+
+SETTINGS = ("lr", "batch_size", "every", "seed")
 
 
 class Online:
@@ -27,24 +30,22 @@ class Online:
         self.head: nn.Linear | None = None
         self.steps = 0
 
-    def check(self, dataset: Dataset) -> None:
-        """Raise UserError for streamed images: a batch of them would need new worker processes each time."""
-        if not isinstance(dataset["train"], Split):
-            raise UserError("probe=online needs the labelled images in memory; set dataset.in_memory=true, or leave it")
-
     # ---- While the encoder is trained -----------------------------------------------------------------------------
 
     def begin(self, output_dim: int, dataset: Dataset, device: torch.device, precision: Precision) -> None:
-        """A fresh classifier on features `(B, output_dim)`."""
+        """A fresh classifier on features `(B, output_dim)`. Raises UserError for streamed images."""
+        if not isinstance(dataset["train"], Split):  # a batch of them would need new worker processes each time
+            raise UserError(
+                "probe.online learns from images in memory; set dataset.in_memory=true, or leave online out of probe="
+            )
         self._dataset, self._precision, self._crops = dataset, precision, dataset.crops()
         self._images = dataset["train"]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(self.seed, "online"))
-            self._attach(nn.Linear(output_dim, dataset.num_classes), device)
+        generator = generator_for(self.seed, "online", "head")
+        self._attach(linear_head(output_dim, dataset.num_classes, device, generator))
 
-    def _attach(self, head: nn.Linear, device: torch.device) -> None:
-        self.head = head.to(device)
-        self._optimizer = torch.optim.Adam(self.head.parameters(), self.lr)
+    def _attach(self, head: nn.Linear) -> None:
+        self.head = head
+        self._optimizer = torch.optim.Adam(head.parameters(), self.lr)
 
     def learn(self, encoder: nn.Module, step: int) -> dict[str, Tensor]:
         """One step on the labelled batch of this `step`; its loss and accuracy, and nothing of steps in between."""
@@ -75,13 +76,20 @@ class Online:
         return self._dataset.normalize(views), some.labels.to(views.device)
 
     def state(self) -> dict:
-        """Classifier and optimizer, as data."""
-        return {"head": self.head.state_dict(), "optimizer": self._optimizer.state_dict(), "steps": self.steps}
+        """Classifier, optimizer, and the settings it learns by, as data."""
+        return {
+            "head": self.head.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "steps": self.steps,
+            "settings": {name: getattr(self, name) for name in SETTINGS},
+        }
 
     def restore(self, state: dict, device: torch.device) -> None:
-        """Continue, or be judged, as it was when it was saved."""
+        """Continue, or be judged, as it was when it was saved: by the settings it has learned by so far."""
+        for name in SETTINGS:
+            setattr(self, name, state["settings"][name])
         num_classes, output_dim = state["head"]["weight"].shape
-        self._attach(nn.Linear(output_dim, num_classes), device)
+        self._attach(nn.utils.skip_init(nn.Linear, output_dim, num_classes, device=device))
         self.head.load_state_dict(state["head"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.steps = state["steps"]
@@ -102,9 +110,11 @@ class Online:
 
     def run(self, encode: Representation, dataset: Dataset) -> list[dict]:
         """Its accuracy on validation and test images as it stands."""
+        n = len(dataset["train"])
         protocol = (
-            f"softmax regression learned beside the encoder, Adam, lr {self.lr:g}, {self.steps} steps of "
-            f"{self.batch_size} labelled images, {type(dataset.crops()).__name__}, last step"
+            f"linear classifier learned beside the encoder, {n} training images, {crops_protocol(dataset.crops())}, "
+            f"Adam, lr {self.lr:g}, {self.steps} steps of {min(self.batch_size, n)} images, every={self.every}, "
+            f"last step, seed {self.seed}"
         )
         return [
             record("online", encode.name, s, self.accuracy(encode, s), len(dataset[s]), protocol)
