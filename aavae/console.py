@@ -129,7 +129,8 @@ def results_tables(records: list[dict]) -> list[Table]:
     return tables + [measures_table(f"{probe}, {split} images", found) for (probe, split), found in measured.items()]
 
 
-def _in_order(names: Iterable[str], known: dict[str, str]) -> list[str]:
+def in_order(names: Iterable[str], known: dict[str, str]) -> list[str]:
+    """The names without repetition: those in `known` in its order, then the others as they come."""
     order = list(known)
     return sorted(dict.fromkeys(names), key=lambda name: order.index(name) if name in order else len(order))
 
@@ -142,7 +143,7 @@ def accuracy_table(records: list[dict]) -> Table:
     for probe, feature in shown:
         value, sd = (test.get((probe, feature, metric)) for metric in ACCURACIES)
         cells[probe, feature] = f"{100 * value:.1f}" + (f" ± {100 * sd:.1f}" if sd is not None else "")
-    rows = {probe: PROBES.get(probe, probe) for probe in _in_order((p for p, _ in shown), PROBES)}
+    rows = {probe: PROBES.get(probe, probe) for probe in in_order((p for p, _ in shown), PROBES)}
     table = _table("Test accuracy, % (protocols in results.json)", "probe", rows, cells)
     for r in records:
         if (r["feature"], r["metric"]) == ("h", "accuracy_drop_last"):
@@ -159,7 +160,7 @@ def measures_table(title: str, records: list[dict]) -> Table:
 
 
 def _table(title: str, corner: str, rows: dict[str, str], cells: dict[tuple[str, str], str]) -> Table:
-    features = _in_order((feature for _, feature in cells), FEATURES)
+    features = in_order((feature for _, feature in cells), FEATURES)
     table = Table(title=title, title_justify="left")
     table.add_column(corner, no_wrap=True)
     for feature in features:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from aavae.console import FEATURES, PROBES
+from aavae.console import FEATURES, PROBES, in_order
 
 BASELINES = {"pixels": "raw pixels", "h_untrained": "untrained encoder"}
 
@@ -33,8 +33,9 @@ def collect(folder: Path) -> dict[str, dict[str, list[float]]]:
 
 def markdown(rows: dict[str, dict[str, list[float]]]) -> str:
     """The table; baselines last."""
-    probes = [p for p in PROBES if any(p in row for row in rows.values())]
-    lines = ["| features | runs | " + " | ".join(PROBES[p] for p in probes) + " |", "|---" * (len(probes) + 2) + "|"]
+    probes = in_order((p for row in rows.values() for p in row), PROBES)
+    heads = " | ".join(["features", "runs", *(PROBES.get(p, p) for p in probes)])
+    lines = [f"| {heads} |", "|---" * (len(probes) + 2) + "|"]
     for name in sorted(rows, key=lambda n: (n in BASELINES.values(), n)):
         cells = []
         for probe in probes:
