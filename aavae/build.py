@@ -244,10 +244,9 @@ def probes(cfg: DictConfig, data=None) -> list:
         features = node.pop("features", None) or list(cfg.features)
         if unknown := [f for f in features if f not in NAMES]:
             raise UserError(f"features knows {', '.join(NAMES)}, not {unknown[0]!r}")
-        probe = _component(node)
-        if data is not None and data.labelled and hasattr(probe, "check"):
-            probe.check(data)
-        guests.append(Guest(name, probe, tuple(features)))
+        guests.append(Guest(name, _component(node), tuple(features)))
+        if data is not None:
+            guests[-1].check(data)
     return guests
 
 

@@ -49,48 +49,43 @@ class Evaluation:
         self.dataset, self.reporter, self.epoch = dataset, reporter, epoch
         self.checksum = checksum(judged)
         self.score: float | None = None
+        self._said: set[str] = set()
 
-    def run(self, done: Callable[[list[dict], list[Picture]], None]) -> list[dict]:
-        """All records; `done` is told at once what a guest has found of a representation, and its pictures.
+    def run(self, done: Callable[[list[dict], list[Picture]], None]) -> None:
+        """Ask all guests; `done` is told at once what one has found of a representation, and its pictures.
 
         Raises RuntimeError if the trained model is not what it was before.
         """
-        records, unavailable = [], set()
         for guest in self.guests:
-            if self._needs_labels(guest):
+            if guest.needs_labels and not self.dataset.labelled:
                 self.reporter.say(f"{guest.name} is left out: {self.dataset.name} has no labels")
                 continue
             self.reporter.say(f"probing     {guest.name}")
             for feature in guest.features:
-                encode = self._available(guest, feature, unavailable)
-                if encode is not None:
+                if encode := self._available(guest, feature):
                     found = guest.probe.run(encode, self.dataset)
                     own = [r | {"epoch": self.epoch} for r in found if isinstance(r, dict)]
+                    if self.score is None:
+                        self.score = next((r["value"] for r in own if _chooses(r)), None)
                     done(own, [p for p in found if isinstance(p, Picture)])
-                    records += own
-        self.score = next((r["value"] for r in records if _chooses(r)), None)
         if checksum(self.judged) != self.checksum:
             raise RuntimeError("a probe has changed the trained model; its results are worth nothing")
         self.reporter.say(f"unchanged   the trained model, checksum {self.checksum} before and after")
-        return records
 
-    def _needs_labels(self, guest: Guest) -> bool:
-        return not self.dataset.labelled and getattr(guest.probe, "needs_labels", True)
+    def _available(self, guest: Guest, feature: str) -> Representation | None:
+        if reason := self.representations.missing(feature):
+            self._say_once(f"{feature} is left out: {reason}")
+            return None
+        encode = self.representations[feature]
+        if reason := guest.missing(encode):
+            self._say_once(f"{guest.name} of {feature} is left out: {reason}")
+            return None
+        return encode
 
-    def _available(self, guest: Guest, feature: str, unavailable: set[str]) -> Representation | None:
-        reason = self.representations.missing(feature)
-        if reason is None:
-            encode = self.representations[feature]
-            reason = guest.probe.missing(encode) if hasattr(guest.probe, "missing") else None
-            if reason is None:
-                return encode
-            reason = f"{guest.name} of {feature} is left out: {reason}"
-        else:
-            reason = f"{feature} is left out: {reason}"
-        if reason not in unavailable:
-            self.reporter.say(reason)
-            unavailable.add(reason)
-        return None
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self.reporter.say(text)
+            self._said.add(text)
 
 
 class Results:

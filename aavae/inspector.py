@@ -65,7 +65,7 @@ class Inspector:
             return metrics, -metrics["val/loss"]
         features = self.representations()["h"].limit("train", self.knn_images)
         metrics["val/knn"] = self.knn.run(features, self.dataset)[0]["value"]
-        metrics |= {f"val/{name}": probe.accuracy(features, "val") for name, probe, _ in learners}
+        metrics |= {f"val/{guest.name}": guest.probe.accuracy(features, "val") for guest in learners}
         return metrics, metrics["val/knn"]
 
     def validation_loss(self) -> float:

@@ -34,9 +34,9 @@ class Judgement:
         self.logger, self.device, self.precision = logger, device, precision
         self.reporter = Reporter()
         self.at_home = trained.data in (None, dataset.fingerprint())  # on the images it was trained on
-        for name, probe, _ in guests:
-            if name in trained.learners and self.at_home:
-                probe.restore(trained.learners[name], device)
+        for guest in guests:
+            if guest.name in trained.learners and self.at_home:
+                guest.probe.restore(trained.learners[guest.name], device)
 
     def go(self, folder: Path, *, config: dict, command: str) -> float | None:
         """Run the probes in `folder`, writing what each finds at once; returns the score.

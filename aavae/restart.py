@@ -10,7 +10,7 @@ def state_of(trainer) -> dict:
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict() | {"name": type(trainer.optimizer).__name__},
         "scaler": trainer.scaler.state_dict(),
-        "learners": {name: probe.state() for name, probe, _ in trainer.learners},
+        "learners": {guest.name: guest.probe.state() for guest in trainer.learners},
         "step": trainer.step,
         "steps_per_epoch": trainer.loader.steps_per_epoch,
         "epochs": trainer.epochs,
@@ -43,9 +43,9 @@ def restore(trainer, state: dict, origin: str) -> None:
     _restore_optimizer(trainer.optimizer, state["optimizer"], origin)
     if trainer.scaler.is_enabled() and state["scaler"]:
         trainer.scaler.load_state_dict(state["scaler"])
-    for name, probe, _ in trainer.learners:  # one that was not there before begins now, and says from which step
-        if name in state.get("learners", {}):
-            probe.restore(state["learners"][name], trainer.device)
+    for guest in trainer.learners:  # one that was not there before begins now, and says of how many steps
+        if guest.name in state.get("learners", {}):
+            guest.probe.restore(state["learners"][guest.name], trainer.device)
     trainer.step, trainer.closed, trainer.score = state["step"], state["closed"], state["score"]
 
 

@@ -99,9 +99,9 @@ class Trainer:
         self.checkpoint_epochs, self.save_minutes = tuple(checkpoint_epochs), save_minutes
         self.inspector, self.meter = inspector, Meter(self.processes)
         self.guests, self.probe_every = guests, probe_every
-        self.learners = [guest for guest in guests if hasattr(guest.probe, "learn") and dataset.labelled]
-        for _, probe, _ in self.learners:
-            probe.begin(model.encoder.output_dim, dataset, device, precision)
+        self.learners = [guest for guest in guests if guest.learns and dataset.labelled]
+        for guest in self.learners:
+            guest.probe.begin(model.encoder.output_dim, dataset, device, precision)
         self.step, self.closed, self.score = 0, True, None
 
     # ---- One step -------------------------------------------------------------------------------------------------
@@ -131,8 +131,8 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        for _, probe, _ in self.learners:  # on their own labelled images; the encoder learns nothing from them
-            terms |= probe.learn(self.model.encoder, self.step)
+        for guest in self.learners:  # on their own labelled images; the encoder learns nothing from them
+            terms |= guest.probe.learn(self.model.encoder, self.step)
         return dict(terms) | (self._diagnostics(output, x, clean) if measure else {})
 
     def _set_learning_rate(self) -> None:

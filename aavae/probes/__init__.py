@@ -8,12 +8,11 @@ something of a representation may have `missing(encode)`, which says what is mis
 is given is said by `features` in its YAML.
 
 A probe that learns while the model is trained has, besides, `begin(output_dim, dataset, device, precision)`,
-`learn(encoder, step)`, `state()` and `restore(state)`.
+`learn(encoder, step)`, which returns scalars to log, `accuracy(encode, split)`, `state()` and `restore(state,
+device)`.
 """
 
 from typing import Any, NamedTuple
-
-DEFAULT_FEATURES = ("h", "pixels", "h_untrained")
 
 
 class Picture(NamedTuple):
@@ -24,11 +23,30 @@ class Picture(NamedTuple):
 
 
 class Guest(NamedTuple):
-    """A probe under the name it has in the config, and the representations it is asked about."""
+    """A probe under the name it has in the config, the representations it is asked about, and what it leaves unsaid."""
 
     name: str
     probe: Any
-    features: tuple[str, ...] = DEFAULT_FEATURES
+    features: tuple[str, ...]
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it has nothing to do without labels."""
+        return getattr(self.probe, "needs_labels", True)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it learns while the model is trained."""
+        return hasattr(self.probe, "learn")
+
+    def check(self, dataset) -> None:
+        """Raise UserError for what it could not do on `dataset`."""
+        if hasattr(self.probe, "check") and (dataset.labelled or not self.needs_labels):
+            self.probe.check(dataset)
+
+    def missing(self, encode) -> str | None:
+        """What it misses of a representation; None if nothing."""
+        return self.probe.missing(encode) if hasattr(self.probe, "missing") else None
 
 
 def record(probe: str, feature: str, split: str, value: float, n: int, protocol: str, metric: str = "accuracy") -> dict:
