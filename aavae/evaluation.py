@@ -13,7 +13,7 @@ from aavae.console import Reporter
 from aavae.datasets import Dataset
 from aavae.errors import UserError
 from aavae.loggers import Loggers
-from aavae.probes import Guest, Picture
+from aavae.probes import Guest, Picture, name_of
 from aavae.representations import Representation, Representations
 
 RESULTS = "results.json"
@@ -100,8 +100,8 @@ class Results:
 
     def add(self, records: list[dict], pictures: list[Picture] = ()) -> None:
         """Write what a probe has found."""
-        new = {_key(r) for r in records}
-        self.records = [r for r in self.records if _key(r) not in new] + records
+        new = {name_of(r) for r in records}
+        self.records = [r for r in self.records if name_of(r) not in new] + records
         files.write(self.folder / RESULTS, json.dumps(self.records, indent=1) + "\n")
         keep_pictures(pictures, self.folder, self.logger, self.step)
 
@@ -114,17 +114,8 @@ def keep_pictures(pictures: list[Picture], folder: Path, logger: Loggers, step: 
         logger.picture(picture.name, path, step)
 
 
-def name_of(r: dict) -> str:
-    """The name of a record in logs: probe/feature/split/metric."""
-    return "/".join(_key(r))
-
-
 def _chooses(r: dict) -> bool:
     return (r["feature"], r["split"], r["metric"]) == ("h", "val", "accuracy")
-
-
-def _key(r: dict) -> tuple:
-    return r["probe"], r["feature"], r["split"], r["metric"]
 
 
 def read_results(folder: Path) -> list[dict]:
@@ -134,6 +125,6 @@ def read_results(folder: Path) -> list[dict]:
         return []
     try:
         records = json.loads(path.read_text())
-        return [r for r in records if _key(r) and "epoch" in r]
+        return [r for r in records if name_of(r) and "epoch" in r]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and evaluate again") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from aavae.errors import UserError
 from aavae.identity import identity_config
 from aavae.loggers import Beginning
+from aavae.probes import name_of
 
 FENCED = "```json\n{}\n```"
 
@@ -63,8 +64,7 @@ class TensorBoard:
     def results(self, records: list[dict]) -> None:
         """Each result as a scalar at the step last heard of, and all of them as a table."""
         for r in records:
-            name = f"results/{r['probe']}/{r['feature']}/{r['split']}/{r['metric']}"
-            self._events.scalar(name, r["value"], self._step)
+            self._events.scalar(f"results/{name_of(r)}", r["value"], self._step)
         self._events.text("results", table(records), self._step)
         self._events.flush()
 

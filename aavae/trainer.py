@@ -16,14 +16,14 @@ from aavae.console import Reporter
 from aavae.datasets import Dataset
 from aavae.diagnostics import agreement, density, dequantisation, latent_statistics, log_weights, shifted
 from aavae.errors import UserError
-from aavae.evaluation import Evaluation, keep_pictures, name_of
+from aavae.evaluation import Evaluation, keep_pictures
 from aavae.inspector import Inspector
 from aavae.loader import Batch, Loader
 from aavae.loggers import Loggers
 from aavae.meter import Meter
 from aavae.model import AutoEncoder, Output
 from aavae.pipelines import Pipeline
-from aavae.probes import Guest, Picture
+from aavae.probes import Guest, Picture, name_of
 from aavae.runtime import Interrupted, Precision, Processes, Signals, generator_for, seed_default, seed_for, send
 from aavae.schedules import Schedule
 

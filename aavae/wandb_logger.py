@@ -7,6 +7,7 @@ from pathlib import Path
 
 from aavae.errors import UserError
 from aavae.loggers import Beginning, first_line
+from aavae.probes import name_of
 
 
 class WandB:
@@ -85,7 +86,7 @@ class WandB:
         table = self._wandb.Table(columns=columns, data=[[r[c] for c in columns] for r in records])
         self.run.log({"results": table})
         for r in records:
-            self.run.summary[f"{r['probe']}/{r['feature']}/{r['split']}/{r['metric']}"] = r["value"]
+            self.run.summary[name_of(r)] = r["value"]
 
     def state(self) -> dict:
         """The run's id, so that a resumed job continues the same run."""

@@ -49,6 +49,11 @@ class Guest(NamedTuple):
         return self.probe.missing(encode) if hasattr(self.probe, "missing") else None
 
 
+def name_of(r: dict) -> str:
+    """The name of a record in logs: probe/feature/split/metric."""
+    return f"{r['probe']}/{r['feature']}/{r['split']}/{r['metric']}"
+
+
 def record(probe: str, feature: str, split: str, value: float, n: int, protocol: str, metric: str = "accuracy") -> dict:
     """One result; `n` is the number of images it was measured on."""
     return {
