@@ -56,6 +56,10 @@ class Pipeline:
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self.apply(images, self.draw(len(images), images.shape[-1], generator))
 
+    def __str__(self) -> str:
+        """What a record says about it."""
+        return type(self).__name__
+
 
 class NoAugmentation(Pipeline):
     """The view is the image itself (AE and VAE)."""
@@ -131,12 +135,20 @@ class SimCLR(Pipeline):
             images = images.index_copy(0, where, gaussian_blur(images[where], sigma, kernel_size))
         return images
 
+    def __str__(self) -> str:
+        low, high = self.scale
+        return f"SimCLR of strength {self.strength:g} ({low:g}–{high:g} of the area, blur p={self.blur_p:g})"
+
 
 class ResizedCrops(SimCLR):
     """Random resized crops and flips: SimCLR's pipeline without colours, as classifiers are trained with."""
 
     def __init__(self, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip_p: float = 0.5):
         super().__init__(0.0, 0.0, scale, ratio, flip_p, jitter_p=0.0, grayscale_p=0.0)
+
+    def __str__(self) -> str:
+        low, high = self.scale
+        return f"random resized crops ({low:g}–{high:g} of the area), flips p={self.flip_p:g}"
 
 
 class Crops(Pipeline):
@@ -159,6 +171,9 @@ class Crops(Pipeline):
         top, left = send(draws["corner"].T.contiguous(), images.device)
         images = padded_crop(images, top, left, self.padding)
         return horizontal_flip(images, send(draws["flip"], images.device))
+
+    def __str__(self) -> str:
+        return f"crops from images padded by {self.padding} reflected pixels, flips p={self.flip_p:g}"
 
 
 class Digits(Pipeline):

@@ -182,7 +182,7 @@ def test_records_of_mu_are_those_of_its_clean_images():
     assert 0 < values["alignment"] < 4
     assert {r["n"] for r in found if isinstance(r, dict)} == {23}
     protocol = measured(found, "protocol")
-    assert "at most 5" in protocol["rankme"] and "2 views by Crops, seed 0" in protocol["alignment"]
+    assert "at most 5" in protocol["rankme"] and "2 views by crops from images padded" in protocol["alignment"]
     assert "5 dimensions" in protocol["rankme"] and "nats" in protocol["kl_max"]
 
 

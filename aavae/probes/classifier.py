@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from aavae.datasets import Dataset, Split, to_float
 from aavae.errors import UserError
-from aavae.pipelines import Crops, Pipeline, ResizedCrops
 from aavae.representations import Representation
 from aavae.runtime import Precision, generator_for, send
 
@@ -126,14 +125,3 @@ def cropped_batches(
             # Of the whole image: the target's own crop would come on top.
             views = crops(to_float(images.to(encode.device)), generator_for(*keys, "crop", epoch, batch))
             yield dataset.normalize(views), truth
-
-
-def crops_protocol(crops: Pipeline) -> str:
-    """What a record says about the augmentation."""
-    match crops:
-        case ResizedCrops():
-            low, high = crops.scale
-            return f"random resized crops ({low:g}–{high:g} of the area), flips p={crops.flip_p:g}"
-        case Crops():
-            return f"crops from images padded by {crops.padding} reflected pixels, flips p={crops.flip_p:g}"
-    return type(crops).__name__

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from aavae.datasets import Dataset, Split
 from aavae.errors import UserError
 from aavae.probes import record
-from aavae.probes.classifier import SGD, Plan, cropped_batches, crops_protocol, linear_head, plan
+from aavae.probes.classifier import SGD, Plan, cropped_batches, linear_head, plan
 from aavae.probes.few_label import draw_per_class
 from aavae.representations import Representation
 from aavae.runtime import generator_for, seed_default, seed_for
@@ -107,7 +107,7 @@ class Finetune:
 
 def _protocol(labels: str, sgd: SGD, how: Plan, dataset: Dataset, seed: int) -> str:
     return (
-        f"encoder and linear classifier trained end to end on {labels}, {crops_protocol(dataset.crops())}, shuffled, "
+        f"encoder and linear classifier trained end to end on {labels}, {dataset.crops()}, shuffled, "
         f"{sgd.protocol(how)}, last epoch, seed {seed}"
     )
 

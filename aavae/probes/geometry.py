@@ -12,7 +12,7 @@ from aavae.errors import UserError
 from aavae.losses import kl_to_prior
 from aavae.probe_figures import geometry_figure
 from aavae.probes import Picture, record
-from aavae.probes.similarity import describe, view_features
+from aavae.probes.similarity import view_features
 from aavae.representations import Representation
 
 EPSILON = 1e-7  # of RankMe (Garrido et al. 2023, §3)
@@ -111,7 +111,7 @@ class Geometry:
         measured = {
             "rankme": (rankme(spectrum), f"uncentred, ε={EPSILON:g}, at most {len(spectrum)}"),
             "effective_rank": (effective_rank(about_mean), f"of the covariance, at most {len(about_mean)}"),
-            "alignment": (pairs.mean(), f"α=2, 2 views by {describe(encode.views)}, seed {self.seed}"),
+            "alignment": (pairs.mean(), f"α=2, 2 views by {encode.views}, seed {self.seed}"),
             "uniformity": (uniformity(products), "t=2, distinct pairs"),
         }
         spectra = {

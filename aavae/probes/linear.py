@@ -8,7 +8,7 @@ from torch import Tensor
 from aavae.datasets import Dataset
 from aavae.errors import UserError
 from aavae.probes import record
-from aavae.probes.classifier import SGD, Plan, cropped_batches, crops_protocol, linear_head, plan
+from aavae.probes.classifier import SGD, Plan, cropped_batches, linear_head, plan
 from aavae.representations import Representation
 from aavae.runtime import Precision, generator_for
 
@@ -82,7 +82,7 @@ class Linear:
             yield encode.encode(x, generator_for(self.seed, "linear", "latent", step)), labels
 
     def _protocol(self, dataset: Dataset, how: Plan, as_released: bool) -> str:
-        images = "clean images in fixed order" if as_released else f"{crops_protocol(dataset.crops())}, shuffled"
+        images = "clean images in fixed order" if as_released else f"{dataset.crops()}, shuffled"
         variant = f", stl_eval={self.stl_eval}" if dataset.name == "stl10" else ""
         return (
             f"linear classifier on frozen features, {len(dataset['train'])} training images, {images}{variant}, "

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from aavae.datasets import Dataset, Split, to_float
 from aavae.errors import UserError
 from aavae.probes import record
-from aavae.probes.classifier import crops_protocol, linear_head
+from aavae.probes.classifier import linear_head
 from aavae.representations import Representation
 from aavae.runtime import Precision, generator_for
 
@@ -112,7 +112,7 @@ class Online:
         """Its accuracy on validation and test images as it stands."""
         n = len(dataset["train"])
         protocol = (
-            f"linear classifier learned beside the encoder, {n} training images, {crops_protocol(dataset.crops())}, "
+            f"linear classifier learned beside the encoder, {n} training images, {dataset.crops()}, "
             f"Adam, lr {self.lr:g}, {self.steps} steps of {min(self.batch_size, n)} images, every={self.every}, "
             f"last step, seed {self.seed}"
         )

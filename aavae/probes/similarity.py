@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from aavae.datasets import Dataset, seeded_split, to_float
 from aavae.errors import UserError
 from aavae.figures import thumbnails
-from aavae.pipelines import Pipeline
 from aavae.probe_figures import similarity_figure
 from aavae.probes import Picture, record
 from aavae.representations import Representation
@@ -17,12 +16,6 @@ from aavae.runtime import generator_for
 
 BATCH = 100  # images at a time; fixed, because the draws depend on it
 MOST_SHOWN = 20
-
-
-def describe(pipeline: Pipeline) -> str:
-    """The pipeline's name, and its strength where it has one."""
-    strength = getattr(pipeline, "strength", None)
-    return type(pipeline).__name__ + ("" if strength is None else f" of strength {strength:g}")
 
 
 def draw_views(encode: Representation, images: Tensor, views: int, seed: int, batch: int) -> Iterator[Tensor]:
@@ -100,7 +93,7 @@ class Similarity:
         centres = {"": 0.0, "_centred": features.mean((0, 1), dtype=torch.float64)}
         measured = {suffix: mean_cosines(features, centre, scale) for suffix, centre in centres.items()}
 
-        drawn = f"{len(split)} images × {self.views} views by {describe(encode.views)}, seed {self.seed}"
+        drawn = f"{len(split)} images × {self.views} views by {encode.views}, seed {self.seed}"
         records = []
         for suffix, (within, between) in measured.items():
             how = f"{', mean of all features subtracted' * bool(suffix)}; {drawn}"
