@@ -13,8 +13,8 @@ from aavae.model import AutoEncoder
 from aavae.pipelines import Pipeline
 from aavae.runtime import Precision, generator_for
 
-# The encoder's features, the latent mean, a drawn latent, the raw image, and the encoder before training.
-NAMES = ("h", "mu", "z", "pixels", "h_untrained")
+TRAINED = ("h", "mu", "z")  # the encoder's features, the latent mean, a drawn latent
+NAMES = (*TRAINED, "pixels", "h_untrained")  # and the baselines: the raw image, the encoder before training
 PIXEL_BYTES = 8 * 2**30  # a baseline of raw pixels that needs more memory is left out
 
 Features = Callable[[Tensor, torch.Generator], Tensor]
@@ -34,10 +34,6 @@ class Representation:
     `views`, and `track(items, total, what)`, which shows how far a long loop is.
     """
 
-    encoder: nn.Module | None = None
-    model: AutoEncoder | None = None
-    views: Pipeline = Pipeline()
-
     def __init__(
         self,
         name: str,
@@ -47,8 +43,13 @@ class Representation:
         precision: Precision | None = None,
         track: Track = untracked,
         batch_size: int = 500,
+        *,
+        encoder: nn.Module | None = None,
+        model: AutoEncoder | None = None,
+        views: Pipeline | None = None,
     ):
         self.name, self.dataset, self.device, self.batch_size = name, dataset, device, batch_size
+        self.encoder, self.model, self.views = encoder, model, views or Pipeline()
         self.precision, self.track = precision or Precision("fp32", device.type, None), track
         self._compute, self._features = features, {}
 
@@ -151,27 +152,30 @@ class Representations:
         return self._made[name]
 
     def _make(self, name: str) -> Representation:
-        encoder = None
-        if name == "pixels":
+        encoder = self.encoder if name == "h" else None
+        if name == "h_untrained":
+            # BatchNorm as it starts, with 0 and 1, would make it an unfair baseline.
+            encoder = self._recalibrated(self._untrained().to(self.device))
+        return Representation(
+            name,
+            self._features(name, encoder),
+            self.dataset,
+            self.device,
+            self.precision,
+            self.track,
+            encoder=encoder,
+            model=self.model if name in TRAINED else None,
+            views=self.views,
+        )
 
-            def features(x: Tensor, generator: torch.Generator) -> Tensor:
-                return x
-        elif name in ("mu", "z"):
+    def _features(self, name: str, encoder: nn.Module | None) -> Features:
+        if encoder is not None:
+            return lambda x, generator: encoder(x)
+        return {"mu": self._mu, "z": self._z, "pixels": lambda x, generator: x}[name]
 
-            def features(x: Tensor, generator: torch.Generator) -> Tensor:
-                code = self.model.encode(x)
-                if name == "mu":
-                    return code.mu
-                noise = torch.randn(code.mu.shape, generator=generator).to(x.device)
-                return code.mu + noise * code.sigma
-        else:
-            # BatchNorm as it starts, with 0 and 1, would make the untrained encoder an unfair baseline.
-            encoder = self.encoder if name == "h" else self._recalibrated(self._untrained().to(self.device))
+    def _mu(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return self.model.encode(x).mu
 
-            def features(x: Tensor, generator: torch.Generator) -> Tensor:
-                return encoder(x)
-
-        made = Representation(name, features, self.dataset, self.device, self.precision, self.track)
-        made.encoder, made.views = encoder, self.views
-        made.model = self.model if name in ("h", "mu", "z") else None
-        return made
+    def _z(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        code = self.model.encode(x)
+        return code.mu + torch.randn(code.mu.shape, generator=generator).to(x.device) * code.sigma

@@ -24,6 +24,7 @@ from aavae.meter import Meter
 from aavae.model import AutoEncoder, Output
 from aavae.pipelines import Pipeline
 from aavae.probes import Guest, Picture, name_of
+from aavae.representations import TRAINED
 from aavae.runtime import Interrupted, Precision, Processes, Signals, generator_for, seed_default, seed_for, send
 from aavae.schedules import Schedule
 
@@ -290,7 +291,7 @@ class Trainer:
             keep_pictures(pictures, self.folder, self.logger, self.step)
 
         # The baselines do not change while it trains.
-        own = [g._replace(features=tuple(f for f in g.features if f in ("h", "mu", "z"))) for g in self.guests]
+        own = [g._replace(features=tuple(f for f in g.features if f in TRAINED)) for g in self.guests]
         representations = self.inspector.representations(track=self.reporter.track)
         Evaluation(own, representations, self.model, self.dataset, self.reporter, self.epoch).run(log)
 
