@@ -77,11 +77,22 @@ class Judgement:
     def _begin(self, folder: Path, config: dict, command: str, checksum: str) -> None:
         t = self.trained
         origin = provenance(self.device, command, t.seed, self.dataset.fingerprint())
-        origin |= {"evaluates": {"step": t.step, "checksum": checksum, "probes": [guest.name for guest in self.guests]}}
+        asked = [guest.name for guest in self.guests]
+        origin |= {
+            "precision": self.precision.name,
+            "evaluates": {"step": t.step, "checksum": checksum, "probes": asked},
+        }
         sweep = folder.parent.name if (folder.parent / "multirun.yaml").exists() else None
-        everything = t.config | {"evaluation": config}
         self.logger.start(
-            Beginning(folder, t.step, everything, folder.name, sweep, job_type="evaluate", provenance=origin)
+            Beginning(
+                folder,
+                step=t.step,
+                config=t.config | {"evaluation": config},
+                name=folder.name,
+                group=sweep,
+                job_type="evaluate",
+                provenance=origin,
+            )
         )
         note(folder, origin)
 

@@ -56,7 +56,8 @@ class Run:
         }
 
     def go(self) -> float | None:
-        """Train, evaluate, and return the score: validation accuracy of the kNN, or the negative validation loss.
+        """Train, evaluate, and return the score: the validation accuracy of h by the first probe that measures one; if
+        none does, the score of the last validation.
 
         Raises UserError for a folder that cannot be continued, and KeyboardInterrupt after saving on SIGINT or SIGTERM.
         """
@@ -105,9 +106,9 @@ class Run:
             return {}
         source = self.folder if how == "auto" else Path(how)
         if source.is_dir():
-            state, note = checkpoint.find(source)
+            state, caveat = checkpoint.find(source)
         else:
-            state, note = checkpoint.load(source), None
+            state, caveat = checkpoint.load(source), None
         if state is None:
             if how != "auto":
                 raise UserError(f"there is no checkpoint in {how}")
@@ -119,18 +120,27 @@ class Run:
             raise UserError(f"{self.folder} holds a run already; name another hydra.run.dir= for resume={how}")
         restart.restore(self.trainer, state, str(source))
         self._probes_before = state["config"]["probe"]
-        if note:
-            self.reporter.say(note)
+        if caveat:
+            self.reporter.say(caveat)
         return state["loggers"] if how == "auto" else {}
 
     def _begin(self, remembered: dict) -> dict:
         """Start the loggers; returns the session's provenance."""
         t, seed = self.trainer, self.config["seed"]
-        origin = {"step": t.step}
+        origin = {"step": t.step, "precision": t.precision.name}
         if t.processes.leads:
             origin |= provenance(t.device, self.typed, seed, self.facts["data"], t.processes.world)
-        beginning = Beginning(self.folder, t.step, self.config, self.name, self.group, remembered, provenance=origin)
-        self.logger.start(beginning)
+        self.logger.start(
+            Beginning(
+                self.folder,
+                step=t.step,
+                config=self.config,
+                name=self.name,
+                group=self.group,
+                remembered=remembered,
+                provenance=origin,
+            )
+        )
         return origin
 
     def _remove(self, *patterns: str) -> None:
