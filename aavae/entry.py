@@ -95,8 +95,8 @@ class Command:
             if cfg.get("dry_run"):
                 self.estimate(built)
                 return 0
-            _make(build.folder(overrides, "hydra.run.dir", self.primary))
-            return self._launch(_Task(self, (built,)))
+            self._make_folder(overrides, "hydra.run.dir")
+            return self._launch(_Task(self, contextlib.nullcontext(built)))
 
     def _multirun(self, overrides: list[str], config_dir: str | None) -> int:
         jobs = [(job, build.compose(job, config_dir, self.primary)) for job in _jobs(overrides)]
@@ -105,7 +105,7 @@ class Command:
         if any(cfg.get("dry_run") for _, cfg in jobs):
             self._dry_run(jobs)
             return 0
-        _make(build.folder(jobs[0][0] if jobs else [], "hydra.sweep.dir", self.primary))
+        self._make_folder(jobs[0][0] if jobs else [], "hydra.sweep.dir")
         return self._launch(_Task(self))
 
     def _dry_run(self, jobs: list[tuple[list[str], DictConfig]]) -> None:
@@ -117,6 +117,14 @@ class Command:
             with self.prepare(cfg) as built:
                 seconds += self.estimate(built)
         print(f"{len(jobs)} jobs, about {duration(seconds)} of training one after the other")
+
+    def _make_folder(self, overrides: list[str], key: str) -> None:
+        # Before Hydra does, which would show a traceback where it cannot.
+        folder = build.folder(overrides, key, self.primary) or "."
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the folder {folder} cannot be made ({error}); name another {key}=") from error
 
     def _launch(self, task: "_Task") -> int:
         hydra.main(version_base="1.3", config_path="pkg://aavae.conf", config_name=self.primary)(task)()
@@ -140,8 +148,8 @@ class Command:
 class _Task:
     """What Hydra runs in each job's folder; it remembers failures, which Hydra would print with its own traceback."""
 
-    def __init__(self, command: Command, built: tuple = ()):
-        self.command, self.built = command, built  # of a single run, in a tuple
+    def __init__(self, command: Command, prepared: contextlib.AbstractContextManager | None = None):
+        self.command, self.prepared = command, prepared  # what a single run was given before its folder was made
         self.error: BaseException | None = None
         self.failed = 0
 
@@ -150,7 +158,7 @@ class _Task:
         folder = Path(job.runtime.output_dir)
         sweeping = job.mode == RunMode.MULTIRUN
         try:
-            with contextlib.nullcontext(*self.built) if self.built else self.command.prepare(cfg) as built:
+            with self.prepared or self.command.prepare(cfg) as built:
                 group = Path(job.sweep.dir).name if sweeping else None
                 return self.command.work(built, cfg, folder, job.job.override_dirname, group)
         except KeyboardInterrupt as error:
@@ -185,14 +193,6 @@ def _terminated(signum, frame):
     from aavae.runtime import Interrupted
 
     raise Interrupted(signum)
-
-
-def _make(folder: str | None) -> None:
-    # Before Hydra does, which would show a traceback where it cannot.
-    try:
-        Path(folder or ".").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be made ({error}); name another hydra.run.dir=") from error
 
 
 def _remove_if_nothing_was_begun(folder: Path) -> None:
