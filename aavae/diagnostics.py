@@ -7,7 +7,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aavae.losses import NegativeELBO, bits_per_dim, kl_between, log_importance_weight
-from aavae.model import Output, full
+from aavae.model import AutoEncoder, Output, full
+
+
+@torch.no_grad()
+def of_step(
+    model: AutoEncoder,
+    objective: NegativeELBO,
+    output: Output,
+    x: Tensor,
+    clean: Output | None,
+    std: Tensor,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Of a training batch: latent statistics, densities where z is drawn, and the agreement with the codes `clean` of
+    its clean images `x`, where they are known."""
+    metrics, noise = latent_statistics(output), None
+    if model.stochastic:
+        noise = torch.randn(output.mu.shape, generator=generator).to(x.device)
+        offset = dequantisation(x, std, generator)
+        weights, weights_8bit = log_weights(objective, output, x), log_weights(objective, *shifted(output, x, offset))
+        metrics |= density(weights[None], weights_8bit[None], x[0].numel(), std)
+    return metrics | (agreement(clean, output, noise) if clean is not None else {})
 
 
 def log_weights(objective: NegativeELBO, output: Output, x: Tensor) -> Tensor:

@@ -6,3 +6,10 @@ class UserError(Exception):
 
     Entry points print it and exit with code 2, without a traceback.
     """
+
+
+def refuse_below(least: dict[str, tuple]) -> None:
+    """Raise UserError for a value below its least, `{name: (value, least)}`, or that is no number."""
+    for name, (value, lowest) in least.items():
+        if not isinstance(value, int | float) or not value >= lowest:
+            raise UserError(f"{name} must be {lowest} or more, not {value}")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from aavae.datasets import Dataset, sample, to_float
-from aavae.errors import UserError
+from aavae.errors import refuse_below
 from aavae.figures import reconstruction_figure
 from aavae.model import AutoEncoder
 from aavae.pipelines import Pipeline
@@ -37,13 +37,13 @@ class Inspector:
         recalibration_images: int,
         knn_images: int,
     ):
-        for name, value, least in (
-            ("val_samples", val_samples, 1),
-            ("recalibration_images", recalibration_images, 2),
-            ("knn_images", knn_images, 1),
-        ):
-            if not value >= least:
-                raise UserError(f"trainer.{name} must be {least} or more, not {value}")
+        refuse_below(
+            {
+                "trainer.val_samples": (val_samples, 1),
+                "trainer.recalibration_images": (recalibration_images, 2),
+                "trainer.knn_images": (knn_images, 1),
+            }
+        )
         self.model, self.loss, self.augmentation, self.dataset = model, loss, augmentation, dataset
         self.seed, self.device, self.precision, self.recalibrates = seed, device, precision, recalibrates
         self.validate_train = validate_train

@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from aavae import checkpoint, files, restart
+from aavae import checkpoint, diagnostics, files, restart
 from aavae.console import Reporter
 from aavae.datasets import Dataset
-from aavae.diagnostics import agreement, density, dequantisation, latent_statistics, log_weights, shifted
-from aavae.errors import UserError
+from aavae.errors import UserError, refuse_below
 from aavae.evaluation import Evaluation, keep_pictures
 from aavae.inspector import Inspector
 from aavae.loader import Batch, Loader
@@ -67,7 +66,7 @@ class Trainer:
         probe_every: int = 0,
         max_steps: int | None = None,
     ):
-        _refuse_out_of_range(
+        refuse_below(
             {
                 "epochs": (epochs, 0),
                 "trainer.accumulate": (accumulate, 1),
@@ -77,10 +76,12 @@ class Trainer:
                 "trainer.probe_every": (probe_every, 0),
                 "trainer.max_steps": (0 if max_steps is None else max_steps, 0),
                 **{f"trainer.checkpoint_epochs[{i}]": (epoch, 1) for i, epoch in enumerate(checkpoint_epochs)},
-            },
-            clip,
-            clean_pass,
+            }
         )
+        if clip is not None and not (isinstance(clip, int | float) and clip > 0):
+            raise UserError(f"trainer.clip must be positive or null, not {clip}")
+        if clean_pass not in ("every_step", "off"):
+            raise UserError(f"trainer.clean_pass must be every_step or off, not {clean_pass!r}")
         self.device, self.precision, self.processes = device, precision, processes or Processes()
         self.untrained_encoder = copy.deepcopy(model.encoder)
         self.model = model.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -134,7 +135,10 @@ class Trainer:
         self.step += 1
         for guest in self.learners:  # on their own labelled images; the encoder learns nothing from them
             terms |= guest.probe.learn(self.model.encoder, self.step)
-        return dict(terms) | (self._diagnostics(output, x, clean) if measure else {})
+        if measure:
+            generator, std = generator_for(self.seed, "diagnostics", self.step), x.new_tensor(self.dataset.std)
+            terms |= diagnostics.of_step(self.model, self.loss, output, x, clean, std, generator)
+        return dict(terms)
 
     def _set_learning_rate(self) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
@@ -168,19 +172,6 @@ class Trainer:
     @torch.no_grad()
     def _clean_pass(self, x: Tensor) -> Output | None:
         return self.model.encode(x) if self.clean_pass == "every_step" else None
-
-    @torch.no_grad()
-    def _diagnostics(self, output: Output, x: Tensor, clean: Output | None) -> dict[str, Tensor]:
-        metrics, noise = latent_statistics(output), None
-        if self.model.stochastic:
-            generator = generator_for(self.seed, "diagnostics", self.step)
-            noise = torch.randn(output.mu.shape, generator=generator).to(self.device)
-            std = x.new_tensor(self.dataset.std)
-            offset = dequantisation(x, std, generator)
-            weights = log_weights(self.loss, output, x)
-            weights_8bit = log_weights(self.loss, *shifted(output, x, offset))
-            metrics |= density(weights[None], weights_8bit[None], x[0].numel(), std)
-        return metrics | (agreement(clean, output, noise) if clean is not None else {})
 
     # ---- The loop -------------------------------------------------------------------------------------------------
 
@@ -307,14 +298,3 @@ class Trainer:
             checkpoint.save(self.folder / checkpoint.LAST, state | self.facts)
         self.processes.wait()
         self._saved = time.monotonic()
-
-
-def _refuse_out_of_range(least: dict[str, tuple], clip: float | None, clean_pass: str) -> None:
-    """Raise UserError for a value below its least, `{name: (value, least)}`, or that is no number."""
-    for name, (value, lowest) in least.items():
-        if not isinstance(value, int | float) or not value >= lowest:
-            raise UserError(f"{name} must be {lowest} or more, not {value}")
-    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
-        raise UserError(f"trainer.clip must be positive or null, not {clip}")
-    if clean_pass not in ("every_step", "off"):
-        raise UserError(f"trainer.clean_pass must be every_step or off, not {clean_pass!r}")
