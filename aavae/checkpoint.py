@@ -110,6 +110,8 @@ def component(node: dict, allowed: tuple[str, ...] = ARCHITECTURES, **facts) -> 
     module, _, name = target.rpartition(".")
     refusal = f"{target} is not among what a model may be built from ({'*, '.join(allowed)}*)"
     if not target.startswith(allowed) or name.startswith("_"):
+        if not target.startswith((*allowed, "aavae.")):
+            refusal += f"; if you trust it, say trust=[{target.split('.')[0]}]"
         raise UserError(refusal)
     try:
         build = getattr(importlib.import_module(module), name)
