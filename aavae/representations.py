@@ -50,7 +50,7 @@ class Representation:
     ):
         self.name, self.dataset, self.device, self.batch_size = name, dataset, device, batch_size
         self.encoder, self.model, self.views = encoder, model, views or Pipeline()
-        self.precision, self.track = precision or Precision("fp32", device.type, None), track
+        self.precision, self.track = precision or Precision.float32(device), track
         self._compute, self._features = features, {}
 
     def __call__(self, split: str) -> tuple[Tensor, Tensor]:

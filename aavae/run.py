@@ -197,7 +197,8 @@ class Run:
         evaluation.run(results.add)
         if not t.dataset.labelled:
             loss, n = t.inspector.validation_loss(), len(t.dataset["pretrain_val"])
-            found = record("validation", "x_hat", "pretrain_val", loss, n, "no labels", "loss")
+            how = f"the loss of training, fixed views, {t.inspector.validator.samples} latent samples an image"
+            found = record("validation", "x_hat", "pretrain_val", loss, n, how, "loss")
             results.add([found | {"epoch": t.epoch}])
         t.inspector.draw_reconstructions(self.folder / "reconstructions.png", t.epoch)
         self.logger.picture("reconstructions", self.folder / "reconstructions.png", t.step)

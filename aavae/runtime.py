@@ -54,6 +54,11 @@ class Precision:
     device_type: str
     dtype: torch.dtype | None
 
+    @classmethod
+    def float32(cls, device: torch.device) -> "Precision":
+        """Float32 throughout, without touching torch's settings as `pick_precision` does."""
+        return cls("fp32", device.type, None)
+
     def autocast(self):
         """The autocast context of the forward pass."""
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)

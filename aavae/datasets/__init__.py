@@ -46,12 +46,14 @@ class Split:
 class Dataset(ABC):
     """What every dataset knows: its facts, and after `load` its `splits`.
 
-    Facts: `name`, `num_classes` (0: no labels), `image_size` in pixels, `mean` and `std` per channel of images in
-    [0, 1], the `stem` a ResNet should have for it, and the augmentation strengths recommended for it.
+    Facts: `name`, `num_classes` (0: no labels) and their names, `classes`, where they have any, `image_size` in pixels,
+    `mean` and `std` per channel of images in [0, 1], the `stem` a ResNet should have for it, and the augmentation
+    strengths recommended for it.
     """
 
     name: str
     num_classes: int
+    classes: tuple[str, ...] = ()
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

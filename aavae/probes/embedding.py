@@ -92,7 +92,7 @@ class Embedding:
         }
         images = torch.cat([thumbnails(to_float(images.cpu())) for images in split.batches(encode.batch_size)])
         title = f"Maps of {encode.name}, {dataset.name}, {n} images"
-        names = getattr(dataset, "classes", None) or [str(c) for c in range(dataset.num_classes)]
+        names = dataset.classes or [str(c) for c in range(dataset.num_classes)]
         picture = embedding_figure(maps, images, None if labels is None else labels.cpu(), names, title)
         share_how = f"share of the variance of {dims} features in 2 principal components"
         trust_how = f"t-SNE (scikit-learn) from PCA, perplexity {perplexity:.3g}, {neighbours(n)} neighbours"

@@ -54,7 +54,8 @@ class FewLabel:
                 chosen = chosen.to(train.device)
                 nearest = (test @ train[chosen].T).argmax(1)
                 accuracies.append((labels[chosen][nearest] == truth).float().mean().item())
-            protocol = f"1-NN, cosine, {n} label{'s' * (n > 1)} a class, {self.draws} draws"
+            drawn = f"{n} label{'s' * (n > 1)} a class, {self.draws} draws from {len(labels)} training images"
+            protocol = f"1-NN, cosine, {drawn}, seed {self.seed}"
             for metric, value in (
                 ("accuracy", statistics.fmean(accuracies)),
                 ("accuracy_sd", statistics.stdev(accuracies)),

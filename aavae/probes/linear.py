@@ -52,7 +52,7 @@ class Linear:
         how = self.plan(len(dataset["train"]), as_released)
         batches = self._clean(encode, how) if as_released else self._cropped(encode, dataset, how)
         batches = encode.track(batches, how.steps, f"linear on {encode.name}")
-        self.sgd.fit(head, batches, how, Precision("fp32", encode.device.type, None))
+        self.sgd.fit(head, batches, how, Precision.float32(encode.device))
 
         protocol, records = self._protocol(dataset, how, as_released), []
         for split, (features, truth) in held_out.items():

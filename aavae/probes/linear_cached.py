@@ -50,9 +50,10 @@ class LinearCached:
 
         heads = {w: fit_softmax(*data["train"], dataset.num_classes, w, self.steps) for w in self.weight_decays}
         chosen = max(heads, key=lambda w: accuracy(heads[w], "val"))
+        tried = ", ".join(f"{w:g}" for w in self.weight_decays)
         protocol = (
-            f"standardised features, softmax regression, L-BFGS {self.steps} steps, no augmentation, weight decay "
-            f"{chosen:g} chosen on val, {len(labels)} training images"
+            f"standardised features, softmax regression, up to {self.steps} steps of L-BFGS, no augmentation, "
+            f"weight decay {chosen:g} chosen on val among {tried}, {len(labels)} training images"
         )
         return [
             record("linear_cached", encode.name, s, accuracy(heads[chosen], s), len(data[s][1]), protocol)
