@@ -90,26 +90,22 @@ class Similarity:
         split = everything.take(seeded_split(len(everything), min(self.images, len(everything)))[0])
         features = torch.cat(list(view_features(encode, split, self.views, self.seed)))
         scale = features.norm(dim=-1).max().item()
-        centres = {"": 0.0, "_centred": features.mean((0, 1), dtype=torch.float64)}
-        measured = {suffix: mean_cosines(features, centre, scale) for suffix, centre in centres.items()}
-
+        mean = features.mean((0, 1), dtype=torch.float64)
         drawn = f"{len(split)} images × {self.views} views by {encode.views}, seed {self.seed}"
-        records = []
-        for suffix, (within, between) in measured.items():
-            how = f"{', mean of all features subtracted' * bool(suffix)}; {drawn}"
+        records, panels, shown = [], {}, features[: self.shown].flatten(0, 1)
+        for title, suffix, centre, how in (
+            ("raw", "", 0.0, ""),
+            ("centred", "_centred", mean, ", mean of all features subtracted"),
+        ):
+            within, between = mean_cosines(features, centre, scale)
             for metric, value, pairs in (
                 ("cos_within", within, "pairs of different views of one image"),
                 ("cos_between", between, "pairs of views of different images"),
             ):
-                protocol = f"mean cosine over {pairs}{how}"
-                records.append(
-                    record("similarity", encode.name, "pretrain_val", value, len(split), protocol, metric + suffix)
-                )
-        shown = features[: self.shown].flatten(0, 1)
-        panels = {}
-        for (suffix, (within, between)), name in zip(measured.items(), ("raw", "centred"), strict=True):
-            unit = directions(shown, centres[suffix], scale)
-            panels[f"{name}: {within:z.2f} within images, {between:z.2f} between"] = unit @ unit.T
+                protocol, name = f"mean cosine over {pairs}{how}; {drawn}", metric + suffix
+                records.append(record("similarity", encode.name, "pretrain_val", value, len(split), protocol, name))
+            unit = directions(shown, centre, scale)
+            panels[f"{title}: {within:z.2f} within images, {between:z.2f} between"] = unit @ unit.T
         title = f"Cosine similarity of {encode.name}, {dataset.name}, {len(split)} images × {self.views} views"
         return [*records, Picture(f"similarity_{encode.name}", self._draw(encode, split, panels, title))]
 
