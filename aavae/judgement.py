@@ -82,7 +82,7 @@ class Judgement:
             "precision": self.precision.name,
             "evaluates": {"step": t.step, "checksum": checksum, "probes": asked},
         }
-        sweep = folder.parent.name if (folder.parent / "multirun.yaml").exists() else None
+        sweep = next((p.name for p in folder.parents if (p / "multirun.yaml").exists()), None)
         self.logger.start(
             Beginning(
                 folder,

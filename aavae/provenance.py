@@ -25,7 +25,7 @@ PATIENCE = 5.0  # seconds, for all that a program is asked
 def provenance(device: torch.device, command: str, seed: int | None, fingerprint: str, processes: int = 1) -> dict:
     """Plain data on a session that starts now; `fingerprint` is the dataset's, and `processes` train together.
 
-    What cannot be known is null. Names of the machine and its user, and paths, are left out.
+    What cannot be known is null. Names of the machine and its user are left out, and paths, unless they were typed.
     """
     package = Path(aavae.__file__).parent
     git, here = checkout(package, "__init__.py"), checkout(Path.cwd())

@@ -159,7 +159,7 @@ def test_the_learning_rate_is_a_float_whatever_the_batch_size():
 
 def test_ninety_epochs_of_175_steps_from_a_tenth_to_almost_nothing():
     how = plan(45_000, 90, 256)
-    assert (how.per_epoch, how.steps, how.cosine) == (175, 15_750, 15_750)
+    assert (how.per_epoch, how.steps, how.cosine_steps) == (175, 15_750, 15_750)
     assert cosine(0, 15_750) == 1 and 0 < cosine(15_749, 15_750) < 1e-7
 
 
@@ -217,11 +217,11 @@ def test_official_stl_takes_18_steps_an_epoch_under_a_cosine_of_17():
         sgd.step()
         scheduler.step()
     how = Linear().plan(4500, as_released=True)
-    lrs = [0.1 * cosine(step, how.cosine) for step in range(how.steps)]
+    lrs = [0.1 * cosine(step, how.cosine_steps) for step in range(how.steps)]
     np.testing.assert_allclose(lrs, expected, atol=1e-12)
     assert how.per_epoch == 18 and lrs[-1] == pytest.approx(8.3e-4, abs=5e-6)  # spec §1.8
     fixed = Linear().plan(4500, as_released=False)
-    assert (fixed.per_epoch, fixed.steps, fixed.cosine) == (17, 1530, 1530)
+    assert (fixed.per_epoch, fixed.steps, fixed.cosine_steps) == (17, 1530, 1530)
 
 
 def test_official_stl_learns_from_clean_images_in_order_and_keeps_the_last_batch():

@@ -19,12 +19,12 @@ LOOK_EVERY = 100  # steps between two looks at the loss, each of which waits for
 
 
 class Plan(NamedTuple):
-    """How many steps there are: `epochs` of `per_epoch` batches of `size` images, under a cosine of `cosine` steps."""
+    """How many steps there are: `epochs` of `per_epoch` batches of `size` images, under a cosine of `cosine_steps`."""
 
     epochs: int
     per_epoch: int
     size: int
-    cosine: int
+    cosine_steps: int
 
     @property
     def steps(self) -> int:
@@ -77,7 +77,7 @@ class SGD:
         )
         for step, (x, labels) in enumerate(batches):
             for group in optimizer.param_groups:
-                group["lr"] = peak * cosine(step, how.cosine)
+                group["lr"] = peak * cosine(step, how.cosine_steps)
             with precision.autocast():
                 logits = model(x)
             loss = F.cross_entropy(logits.float(), labels)
@@ -96,7 +96,7 @@ class SGD:
         """What a record says about it."""
         return (
             f"{how.epochs} epochs, {how.steps} steps of {how.size} images, SGD, Nesterov momentum {self.momentum:g}, "
-            f"weight decay {self.weight_decay:g}, lr {self.peak(how.size):g}, cosine over {how.cosine} steps"
+            f"weight decay {self.weight_decay:g}, lr {self.peak(how.size):g}, cosine over {how.cosine_steps} steps"
         )
 
 
