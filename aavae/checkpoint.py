@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors
@@ -126,6 +127,11 @@ def component(node: dict, allowed: tuple[str, ...] = ARCHITECTURES, **facts) -> 
         raise UserError(f"{target} cannot be built: {error}") from error
 
 
+def trusting(modules: Sequence[str], own: tuple[str, ...] = ARCHITECTURES) -> tuple[str, ...]:
+    """The prefixes of aavae's `own` modules and of what lies in `modules`: flat is not flatland."""
+    return (*own, *(f"{module.removesuffix('.')}." for module in modules))
+
+
 def assemble(architecture: dict, allowed: tuple[str, ...] = ARCHITECTURES) -> AutoEncoder:
     """The model that an `architecture` (plain dict: encoder, decoder, and the arguments of AutoEncoder) describes; it
     keeps the description as its `architecture`. Raises UserError for a description from which nothing can be built."""
@@ -163,12 +169,12 @@ def _located(path: str | Path, names: tuple[str, ...]) -> Path:
 def load_model(path: str | Path, trust: tuple[str, ...] = ()) -> AutoEncoder:
     """The full model of a run folder or checkpoint, in eval mode. Raises UserError for what is neither.
 
-    `trust` are prefixes of modules of your own that its parts may come from.
+    `trust` names modules or packages of your own that its parts may come from.
     """
     path = _located(path, (LAST, PREVIOUS))
     if path.suffix == ".safetensors":
         raise UserError(f"{path} holds an encoder only; load it with load_encoder, or give a checkpoint")
-    return model_of(load(path), path, (*ARCHITECTURES, *trust)).eval()
+    return model_of(load(path), path, trusting(trust)).eval()
 
 
 def model_of(state: dict, path: Path, allowed: tuple[str, ...] = ARCHITECTURES) -> AutoEncoder:
@@ -206,14 +212,14 @@ def _plain(text: str) -> object:
 def load_encoder(path: str | Path, trust: tuple[str, ...] = ()) -> nn.Module:
     """The encoder of a run folder, checkpoint or `encoder.safetensors`, in eval mode, with `output_dim`, `mean`, `std`.
 
-    It maps images `(B, 3, H, W)`, normalised with `mean` and `std`, to `(B, output_dim)`. `trust` are prefixes of
-    modules of your own that it may come from. Raises UserError for what is none of these.
+    It maps images `(B, 3, H, W)`, normalised with `mean` and `std`, to `(B, output_dim)`. `trust` names modules
+    or packages of your own that it may come from. Raises UserError for what is none of these.
     """
     path = _located(path, ("encoder.safetensors", LAST, PREVIOUS))
     if path.suffix == ".safetensors":
-        encoder, facts = encoder_of(path, (*ARCHITECTURES, *trust))
+        encoder, facts = encoder_of(path, trusting(trust))
     else:
         facts = load(path)
-        encoder = model_of(facts, path, (*ARCHITECTURES, *trust)).encoder
+        encoder = model_of(facts, path, trusting(trust)).encoder
     encoder.mean, encoder.std = tuple(facts["mean"]), tuple(facts["std"])
     return encoder.eval()

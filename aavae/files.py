@@ -52,7 +52,7 @@ def also_as(path: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def only_one(folder: Path):
-    """Hold a run folder for this process; raises UserError if another process trains in it."""
+    """Hold a run folder for this process; raises UserError if another process is busy in it."""
     with open(folder / ".lock", "w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

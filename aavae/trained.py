@@ -22,7 +22,7 @@ DATA = ("aavae.datasets.", "aavae.pipelines.")
 class Trained:
     """What is known of a trained model; of an encoder alone, its `config` is empty.
 
-    `trust` are prefixes of modules, beside aavae's own, that model, images and augmentation may come from.
+    `trust` names modules or packages, beside aavae's own, that model, images and augmentation may come from.
     """
 
     model: AutoEncoder | nn.Module
@@ -66,7 +66,7 @@ class Trained:
 
     def _build(self, node: dict, chosen: bool) -> Any:
         # What the user names may be any code; what the file names may not.
-        return checkpoint.component(node, ("",) if chosen else (*DATA, *self.trust))
+        return checkpoint.component(node, ("",) if chosen else checkpoint.trusting(self.trust, DATA))
 
     def representations(
         self, dataset: Dataset, augmentation: Pipeline, device: torch.device, precision: Precision, track: Track
@@ -89,7 +89,7 @@ class Trained:
         with torch.random.fork_rng(devices=[]):
             # As `build.model` does, which draws the encoder's weights first.
             torch.manual_seed(seed_for(self.seed, "init"))
-            return checkpoint.component(self.architecture, (*checkpoint.ARCHITECTURES, *self.trust))
+            return checkpoint.component(self.architecture, checkpoint.trusting(self.trust))
 
 
 def load_trained(path: Path, trust: tuple[str, ...] = ()) -> Trained:
@@ -103,7 +103,7 @@ def load_trained(path: Path, trust: tuple[str, ...] = ()) -> Trained:
                 raise UserError(f"{path.parent} is not a run folder: it holds no checkpoint and no encoder.safetensors")
     if path.suffix == ".safetensors":
         return _encoder_alone(path, trust)
-    state, allowed = state or checkpoint.load(path), (*checkpoint.ARCHITECTURES, *trust)
+    state, allowed = state or checkpoint.load(path), checkpoint.trusting(trust)
     model, config = checkpoint.model_of(state, path, allowed), state["config"]
     return Trained(
         model=model,
@@ -123,7 +123,7 @@ def load_trained(path: Path, trust: tuple[str, ...] = ()) -> Trained:
 
 
 def _encoder_alone(path: Path, trust: tuple[str, ...]) -> Trained:
-    encoder, facts = checkpoint.encoder_of(path, (*checkpoint.ARCHITECTURES, *trust))
+    encoder, facts = checkpoint.encoder_of(path, checkpoint.trusting(trust))
     return Trained(
         model=encoder,
         architecture=facts["architecture"],

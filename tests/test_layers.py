@@ -12,7 +12,15 @@ FILES = {
     for p in sorted((ROOT / "aavae").rglob("*.py"))
 }
 ENTRIES = {"aavae.train", "aavae.evaluate", "aavae.entry"}
-UPPER = {"aavae.build", "aavae.build.config", "aavae.run", "aavae.trainer", "aavae.restart", "aavae.estimate"}
+UPPER = {
+    "aavae.build",
+    "aavae.build.config",
+    "aavae.run",
+    "aavae.trainer",
+    "aavae.restart",
+    "aavae.estimate",
+    "aavae.judgement",
+}
 HYDRA = {*ENTRIES, "aavae.build", "aavae.build.config"}
 
 
