@@ -109,6 +109,17 @@ def loggers(cfg: DictConfig, metrics: bool = True):
     return Loggers({"metrics": MetricsFile(), **asked} if metrics else asked)
 
 
+def _scaled(cfg: DictConfig, data) -> tuple[dict, float]:
+    """Settings of the optimizer, and the factor by which learning rate and warm-up follow the batch size."""
+    from aavae.optim import batch_size_scale
+
+    settings = OmegaConf.to_container(cfg.optimizer, resolve=True)
+    scales, reference = settings.pop("scale_with_batch_size"), settings.pop("reference_batch")
+    reference = data.reference_batch if reference == "auto" else reference
+    factor = batch_size_scale(cfg.batch_size, reference) if scales else 1.0
+    return settings | {"lr": settings["lr"] * factor}, factor
+
+
 def trainer(cfg: DictConfig, processes=None):
     """The trainer with everything it needs, data loaded; `fit` trains. Raises UserError for what cannot work."""
     from aavae import optim, runtime, schedules
@@ -123,11 +134,7 @@ def trainer(cfg: DictConfig, processes=None):
         runtime.make_deterministic()
     objective, data = loss(cfg), dataset(cfg)
     augment, net = augmentation(cfg, data), model(cfg, data)
-    settings = OmegaConf.to_container(cfg.optimizer, resolve=True)
-    scale, reference = settings.pop("scale_with_batch_size"), settings.pop("reference_batch")
-    reference = data.reference_batch if reference == "auto" else reference
-    factor = optim.batch_size_scale(cfg.batch_size, reference) if scale else 1.0
-    settings["lr"] *= factor
+    settings, factor = _scaled(cfg, data)
     loop = OmegaConf.to_container(cfg.trainer, resolve=True)
     looking = {name: loop.pop(name) for name in INSPECTOR_ARGUMENTS}
     inspector = Inspector(
