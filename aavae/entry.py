@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from aavae import build
-from aavae.errors import UserError
+from aavae.errors import Interrupted, UserError
 
 
 class Command:
@@ -190,8 +190,6 @@ def _dials(primary: str) -> str:
 
 
 def _terminated(signum, frame):
-    from aavae.runtime import Interrupted
-
     raise Interrupted(signum)
 
 
@@ -209,6 +207,8 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
     fixed, swept = [], []
     for override in OverridesParser.create().parse_overrides(overrides=overrides):
         if isinstance(override.value(), Glob):
+            if override.key_or_group not in build.groups():
+                raise UserError(f"glob is for groups, not for {override.key_or_group}; list its values, a,b,c")
             names = override.value().filter(build.options(override.key_or_group))
             swept.append([f"{override.get_key_element()}={name}" for name in names])
         elif override.is_discrete_sweep():

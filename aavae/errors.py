@@ -1,4 +1,6 @@
-"""Errors a person can act on."""
+"""Errors a person can act on, and interruptions."""
+
+import signal
 
 
 class UserError(Exception):
@@ -13,3 +15,11 @@ def refuse_below(least: dict[str, tuple]) -> None:
     for name, (value, lowest) in least.items():
         if not isinstance(value, int | float) or not value >= lowest:
             raise UserError(f"{name} must be {lowest} or more, not {value}")
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM arrived; a KeyboardInterrupt, so that no `except Exception` on the way stops it."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum

@@ -22,7 +22,7 @@ class Evaluate(Command):
         def evaluated(*, _root_: DictConfig) -> str:
             if _root_.checkpoint is None:
                 return str(Path(str(_root_.run)).expanduser().absolute())
-            path = Path(_root_.checkpoint).expanduser().absolute()
+            path = Path(str(_root_.checkpoint)).expanduser().absolute()
             return str(path.parent / f"evaluate_{path.stem}")
 
         OmegaConf.register_new_resolver("aavae_evaluated", evaluated, replace=True)
@@ -40,10 +40,11 @@ class Evaluate(Command):
 
         trained = load_trained(_path(cfg), tuple(cfg.trust))
         device = runtime.pick_device(cfg.device)
-        precision = runtime.pick_precision(cfg.precision, device)
+        precision = runtime.pick_precision(cfg.precision or trained.config.get("precision", "auto"), device)
         chosen = build.plain(cfg)
         loggers = build.loggers(cfg, metrics=False)
-        dataset = trained.images({"data_dir": cfg.data_dir} | chosen["dataset"])
+        elsewhere = {} if "_target_" in chosen["dataset"] else {"data_dir": cfg.data_dir}  # which asks for it itself
+        dataset = trained.images(elsewhere | chosen["dataset"])
         augmentation = trained.augmentation(dataset, chosen["augmentation"])
         guests = build.probes(cfg, dataset.load(device))
         yield Judgement(trained, dataset, augmentation, guests, loggers, device, precision)
@@ -56,10 +57,15 @@ class Evaluate(Command):
 def _path(cfg: DictConfig) -> Path:
     if (cfg.run is None) == (cfg.checkpoint is None):
         raise UserError("say what to evaluate: run=FOLDER of a run, or checkpoint=FILE (one of them)")
-    path = Path(cfg.run or cfg.checkpoint).expanduser()
-    if cfg.run and not path.is_dir():
+    given = cfg.checkpoint if cfg.run is None else cfg.run
+    if not isinstance(given, str) or not given:
+        raise UserError(f"{given!r} is no path; a name of digits alone is written as ./NAME")
+    path = Path(given).expanduser()
+    if cfg.run is not None and not path.is_dir():
         raise UserError(f"there is no run folder {path}; a file is given as checkpoint=")
-    if cfg.checkpoint and not path.is_file():
+    if cfg.run is not None and not [*path.glob("*.pt"), *path.glob("encoder.safetensors")]:
+        raise UserError(f"{path} is not a run folder: it holds no checkpoint and no encoder.safetensors")
+    if cfg.checkpoint is not None and not path.is_file():
         raise UserError(f"there is no file {path}; a folder is given as run=")
     return path
 

@@ -125,6 +125,6 @@ def read_results(folder: Path) -> list[dict]:
         return []
     try:
         records = json.loads(path.read_text())
-        return [r for r in records if name_of(r) and "epoch" in r]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        return [r | {"value": float(r["value"]), "epoch": r["epoch"]} for r in records if name_of(r)]
+    except (OSError, ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no text
         raise UserError(f"{path} is damaged ({error}); delete it and evaluate again") from error

@@ -52,8 +52,12 @@ def also_as(path: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def only_one(folder: Path):
-    """Hold a run folder for this process; raises UserError if another process is busy in it."""
-    with open(folder / ".lock", "w") as handle:
+    """Hold a run folder for this process; raises UserError if another one does, or if nothing can be written there."""
+    try:
+        handle = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"cannot write in {folder} ({error.strerror}); name another hydra.run.dir=") from error
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -61,7 +61,8 @@ class Representation:
 
     def of(self, split: Split, what: str = "features") -> tuple[Tensor, Tensor | None]:
         """Features and labels (None where there are none) of any images."""
-        generator, total = generator_for("features", self.name), -(-len(split) // self.batch_size)
+        # Another draw for every `what`: a noise that two splits shared would make neighbours of unlike images.
+        generator, total = generator_for("features", what), -(-len(split) // self.batch_size)
         batches = self.track(split.batches(self.batch_size), total, what)
         features = torch.cat([self.encode(self.normalized(batch), generator) for batch in batches])
         if not features.isfinite().all():

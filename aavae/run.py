@@ -163,7 +163,7 @@ class Run:
         """The results of a run that has nothing left to do: trained to the end, and judged by the probes asked for."""
         if not self.trainer.step >= self.trainer.total_steps or not self.trainer.closed:
             return None
-        with contextlib.suppress(OSError, json.JSONDecodeError, KeyError, UserError):  # then it is evaluated again
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, UserError):  # then it is evaluated again
             records = read_results(self.folder)
             # Results are written as they come; only a run that is done has all of them.
             done = json.loads((self.folder / "status.json").read_text())["state"] == "done"

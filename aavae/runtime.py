@@ -177,14 +177,6 @@ def processes(device: torch.device):
         dist.destroy_process_group()
 
 
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM arrived; a KeyboardInterrupt, so that no `except Exception` on the way stops it."""
-
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
 class Signals:
     """Turns the first SIGINT or SIGTERM into a flag that the loop reads between steps; a second one kills at once."""
 

@@ -72,9 +72,12 @@ class Trained:
         self, dataset: Dataset, augmentation: Pipeline, device: torch.device, precision: Precision, track: Track
     ) -> Representations:
         """What the probes compare, as at the end of its training."""
-        settings = self.config.get("trainer", {"clean_pass": "every_step", "recalibration_images": 10_000})
+        unknown = {"clean_pass": "every_step", "recalibration_images": 10_000, "channels_last": True}
+        settings = self.config.get("trainer", unknown)
+        layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
         return Representations(
-            self.model.to(device),
+            # The layout of training, so that convolutions round as they did there.
+            self.model.to(device, memory_format=layout),
             None if self.seed is None else self._untrained,
             dataset,
             augmentation,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from aavae import checkpoint, diagnostics, files, restart
 from aavae.console import Reporter
 from aavae.datasets import Dataset
-from aavae.errors import UserError, refuse_below
+from aavae.errors import Interrupted, UserError, refuse_below
 from aavae.evaluation import Evaluation, keep_pictures
 from aavae.inspector import Inspector
 from aavae.loader import Batch, Loader
@@ -24,7 +24,7 @@ from aavae.model import AutoEncoder, Output
 from aavae.pipelines import Pipeline
 from aavae.probes import Guest, Picture, name_of
 from aavae.representations import TRAINED
-from aavae.runtime import Interrupted, Precision, Processes, Signals, generator_for, seed_default, seed_for, send
+from aavae.runtime import Precision, Processes, Signals, generator_for, seed_default, seed_for, send
 from aavae.schedules import Schedule
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aavae import runtime
-from aavae.errors import UserError
+from aavae.errors import Interrupted, UserError
 from aavae.files import only_one
 from aavae.runtime import Processes, Signals, generator_for, pick_device, pick_precision, seed_for
 
@@ -181,8 +181,8 @@ def test_handlers_come_back_after_an_exception():
 
 
 def test_interrupted_passes_every_except_exception():
-    assert not issubclass(runtime.Interrupted, Exception)
-    assert str(runtime.Interrupted(signal.SIGTERM)) == "SIGTERM"
+    assert not issubclass(Interrupted, Exception)
+    assert str(Interrupted(signal.SIGTERM)) == "SIGTERM"
 
 
 # ---- One run a folder ---------------------------------------------------------------------------------------------

@@ -5,11 +5,11 @@ Imports torch only when something is built, so that a config is composed and che
 
 from omegaconf import DictConfig, OmegaConf
 
-from aavae.build.config import compose, folder, options, plain, to_yaml
+from aavae.build.config import compose, folder, groups, options, plain, to_yaml
 from aavae.errors import UserError
 
 __all__ = (
-    "architecture", "augmentation", "compose", "dataset", "folder", "loggers", "loss", "model", "options", "plain",
+    "architecture", "augmentation", "compose", "dataset", "folder", "groups", "loggers", "loss", "model", "options", "plain",
     "probes", "to_yaml", "trainer",
 )  # fmt: skip
 

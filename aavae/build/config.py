@@ -18,10 +18,10 @@ from aavae.errors import UserError
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | None = None, primary: str = "config") -> DictConfig:
-    """The config that `overrides` (Hydra's syntax) make of the `primary` one, checked against the schema;
-    interpolations are resolved later.
+    """The config that `overrides` (Hydra's syntax) make of the `primary` one, checked against the schema.
 
-    Raises UserError for an unknown key (also with `+` and `++`), an unknown option or a value of the wrong type.
+    Raises UserError for an unknown key (also with `+` and `++`), an unknown option, a value of the wrong type, or an
+    interpolation that leads nowhere.
     """
     if config_dir and not Path(config_dir).is_dir():
         raise UserError(f"there is no folder {config_dir} with configs")
@@ -44,7 +44,12 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None, primar
         if not _is_group(override):
             _check(override, schema)
     # Checked already, so `+` and `++` need not be told apart.
-    return _compose(tuple(overrides), primary)
+    cfg = _compose(tuple(overrides), primary)
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(error)) from error
+    return cfg
 
 
 def folder(overrides: Sequence[str], key: str, primary: str = "config") -> str | None:
@@ -57,13 +62,14 @@ def folder(overrides: Sequence[str], key: str, primary: str = "config") -> str |
 
 
 @cache
-def _groups() -> frozenset[str]:
+def groups() -> frozenset[str]:
+    """The config groups."""
     root = Path(str(resources.files("aavae.conf")))
     return frozenset(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_dir() and p.name != "__pycache__")
 
 
 def _is_group(override: Override) -> bool:
-    return override.key_or_group.split("@")[0] in _groups()
+    return override.key_or_group.split("@")[0] in groups()
 
 
 @lru_cache(maxsize=64)
@@ -77,7 +83,7 @@ def _compose(overrides: tuple[str, ...], primary: str) -> DictConfig:
         return _compose_cached(overrides, primary).copy()
     except MissingConfigException as error:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
-        if group not in _groups():
+        if group not in groups():
             raise UserError(_one_line(error)) from error
         near = difflib.get_close_matches(option, options(group), 1)
         guess = f"; did you mean {near[0]}?" if near else "."
@@ -113,7 +119,7 @@ def _check(override: Override, schema: DictConfig) -> None:
         if not override.is_add() and not override.is_force_add() and OmegaConf.select(schema, key) is None:
             raise UserError(f"{key} is not set so far; add it with +{override.input_line}")
         return
-    known = [*_keys(schema), *_groups()]
+    known = [*_keys(schema), *groups()]
     if key not in known:
         near = difflib.get_close_matches(key, known, 1)
         # A misplaced key is more often meant than a misspelt one: beta for loss.beta.

@@ -27,8 +27,9 @@ class FewLabel:
     """
 
     def __init__(self, labels_per_class: tuple[int, ...] = (1, 5), draws: int = 20, seed: int = 0):
-        if min(labels_per_class, default=0) < 1 or draws < 2:
-            raise UserError("probe.few_label: labels_per_class must be 1 or more, and draws 2 or more")
+        whole = all(isinstance(n, int) and n >= 1 for n in labels_per_class)
+        if not labels_per_class or not whole or draws < 2:
+            raise UserError("probe.few_label: labels_per_class must be 1 or more, and draws 2 or more; whole numbers")
         self.labels_per_class, self.draws, self.seed = tuple(labels_per_class), draws, seed
 
     def check(self, dataset: Dataset) -> None:
