@@ -38,6 +38,8 @@ class Evaluate(Command):
         from aavae.judgement import Judgement
         from aavae.trained import load_trained
 
+        if strange := [name for name in cfg.trust if not isinstance(name, str)]:
+            raise UserError(f"trust= takes names of modules, such as [my_package], not {strange[0]!r}")
         trained = load_trained(_path(cfg), tuple(cfg.trust))
         device = runtime.pick_device(cfg.device)
         precision = runtime.pick_precision(cfg.precision or trained.config.get("precision", "auto"), device)

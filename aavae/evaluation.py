@@ -125,6 +125,9 @@ def read_results(folder: Path) -> list[dict]:
         return []
     try:
         records = json.loads(path.read_text())
-        return [r | {"value": float(r["value"]), "epoch": r["epoch"]} for r in records if name_of(r)]
+        names = ("probe", "feature", "split", "metric")
+        if strange := [r for r in records if not all(isinstance(r[key], str) for key in names)]:
+            raise ValueError(f"{strange[0]} is no record")
+        return [r | {"value": float(r["value"]), "epoch": r["epoch"]} for r in records]
     except (OSError, ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no text
         raise UserError(f"{path} is damaged ({error}); delete it and evaluate again") from error

@@ -9,8 +9,8 @@ from aavae.build.config import compose, folder, groups, options, plain, to_yaml
 from aavae.errors import UserError
 
 __all__ = (
-    "architecture", "augmentation", "compose", "dataset", "folder", "groups", "loggers", "loss", "model", "options", "plain",
-    "probes", "to_yaml", "trainer",
+    "architecture", "augmentation", "compose", "dataset", "folder", "groups", "loggers", "loss", "model", "options",
+    "plain", "probes", "to_yaml", "trainer",
 )  # fmt: skip
 
 MODEL_ARGUMENTS = ("log_scale", "learn_scale", "sample")  # of the loss group, but owned by the model

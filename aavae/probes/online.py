@@ -98,7 +98,7 @@ class Online:
 
     def missing(self, encode: Representation) -> str | None:
         """It has only learned from the features it was trained along with."""
-        if self.head is None:
+        if not self.steps:
             return "it has to learn while the encoder does, on the same images (aavae-train … 'probe=[knn,online]')"
         return None if encode.name == "h" else "it has only learned to read h"
 
