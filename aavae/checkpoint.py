@@ -156,27 +156,6 @@ def save_encoder(path: Path, encoder: nn.Module, facts: dict) -> None:
     files.write(path, safetensors.torch.save(tensors, metadata))
 
 
-def _located(path: str | Path, names: tuple[str, ...]) -> Path:
-    path = Path(path)
-    if path.is_dir():
-        for name in names:
-            if (path / name).exists():
-                return path / name
-        raise UserError(f"{path} holds neither {' nor '.join(names)}")
-    return path
-
-
-def load_model(path: str | Path, trust: tuple[str, ...] = ()) -> AutoEncoder:
-    """The full model of a run folder or checkpoint, in eval mode. Raises UserError for what is neither.
-
-    `trust` names modules or packages of your own that its parts may come from.
-    """
-    path = _located(path, (LAST, PREVIOUS))
-    if path.suffix == ".safetensors":
-        raise UserError(f"{path} holds an encoder only; load it with load_encoder, or give a checkpoint")
-    return model_of(load(path), path, trusting(trust)).eval()
-
-
 def model_of(state: dict, path: Path, allowed: tuple[str, ...] = ARCHITECTURES) -> AutoEncoder:
     """The model of the checkpoint `state`, read from `path`. Raises UserError if it does not describe one."""
     if missing := [k for k in ("architecture", "model", "mean", "std") if k not in state]:
@@ -207,19 +186,3 @@ def _plain(text: str) -> object:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
-
-
-def load_encoder(path: str | Path, trust: tuple[str, ...] = ()) -> nn.Module:
-    """The encoder of a run folder, checkpoint or `encoder.safetensors`, in eval mode, with `output_dim`, `mean`, `std`.
-
-    It maps images `(B, 3, H, W)`, normalised with `mean` and `std`, to `(B, output_dim)`. `trust` names modules
-    or packages of your own that it may come from. Raises UserError for what is none of these.
-    """
-    path = _located(path, ("encoder.safetensors", LAST, PREVIOUS))
-    if path.suffix == ".safetensors":
-        encoder, facts = encoder_of(path, trusting(trust))
-    else:
-        facts = load(path)
-        encoder = model_of(facts, path, trusting(trust)).encoder
-    encoder.mean, encoder.std = tuple(facts["mean"]), tuple(facts["std"])
-    return encoder.eval()

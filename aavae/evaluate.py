@@ -34,16 +34,18 @@ class Evaluate(Command):
     @contextlib.contextmanager
     def prepare(self, cfg: DictConfig) -> Iterator:
         """The trained model, its images and the probes; what they cannot do is said now."""
-        from aavae import runtime
+        from aavae import released, runtime
         from aavae.judgement import Judgement
         from aavae.trained import load_trained
 
         if strange := [name for name in cfg.trust if not isinstance(name, str)]:
             raise UserError(f"trust= takes names of modules, such as [my_package], not {strange[0]!r}")
-        trained = load_trained(_path(cfg), tuple(cfg.trust))
+        chosen = build.plain(cfg)
+        # What a checkpoint of the released code was trained on, if it does not say: what it is judged on.
+        named = released.name_of(chosen["dataset"].get("_target_"))
+        trained = load_trained(_path(cfg), tuple(cfg.trust), dataset=named)
         device = runtime.pick_device(cfg.device)
         precision = runtime.pick_precision(cfg.precision or trained.config.get("precision", "auto"), device)
-        chosen = build.plain(cfg)
         loggers = build.loggers(cfg, metrics=False)
         elsewhere = {} if "_target_" in chosen["dataset"] else {"data_dir": cfg.data_dir}  # which asks for it itself
         dataset = trained.images(elsewhere | chosen["dataset"])

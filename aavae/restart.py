@@ -16,6 +16,7 @@ def state_of(trainer) -> dict:
         "epochs": trainer.epochs,
         "closed": trainer.closed,
         "score": trainer.score,
+        "dataset": trainer.dataset.name,
         "mean": list(trainer.dataset.mean),
         "std": list(trainer.dataset.std),
         "loggers": trainer.logger.state(),
@@ -24,6 +25,8 @@ def state_of(trainer) -> dict:
 
 def restore(trainer, state: dict, origin: str) -> None:
     """Continue from a checkpoint. Raises UserError if it does not fit, or cannot be trained to `epochs`."""
+    if "optimizer" not in state:
+        raise UserError(f"{origin} holds a model to judge; what continuing its training would need is not in it")
     if state["steps_per_epoch"] != trainer.loader.steps_per_epoch:
         raise UserError(
             f"{origin} was trained with {state['steps_per_epoch']} steps per epoch, this run has "

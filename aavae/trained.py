@@ -1,4 +1,4 @@
-"""A trained model as a run folder, checkpoint or `encoder.safetensors` describes it, for judging it anew."""
+"""A trained model as a run folder, checkpoint or `encoder.safetensors` describes it: ours, or the released code's."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from aavae import checkpoint
+from aavae import checkpoint, inert, released
 from aavae.datasets import Dataset
 from aavae.errors import UserError
 from aavae.model import AutoEncoder
@@ -16,6 +16,7 @@ from aavae.representations import Representations, Track
 from aavae.runtime import Precision, seed_for
 
 DATA = ("aavae.datasets.", "aavae.pipelines.")
+PORTABLE = ("format", "architecture", "model", "mean", "std", "step", "steps_per_epoch", "data", "dataset", "config")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Trained:
     config: dict = field(default_factory=dict)
     step: int = 0
     data: str | None = None  # fingerprint of the images
-    dataset: str | None = None  # its name, where there is no config
+    dataset: str | None = None  # its name
+    facts: dict = field(default_factory=dict)  # of an encoder alone: what its file says
     learners: dict = field(default_factory=dict)  # states of the probes that learned along
     note: str | None = None  # what to tell the user
 
@@ -95,8 +97,11 @@ class Trained:
             return checkpoint.component(self.architecture, checkpoint.trusting(self.trust))
 
 
-def load_trained(path: Path, trust: tuple[str, ...] = ()) -> Trained:
-    """What lies at `path`: a run folder, checkpoint, or `encoder.safetensors`. Raises UserError for none of these."""
+def load_trained(path: Path, trust: tuple[str, ...] = (), **unstated: str | int | None) -> Trained:
+    """What lies at `path`: a run folder, checkpoint, or `encoder.safetensors`. Raises UserError for none of these.
+
+    `unstated` are the `stem`, `image_size` and `dataset` of a checkpoint of the released code that does not say them.
+    """
     state, note = None, None
     if path.is_dir():
         state, note = checkpoint.find(path)
@@ -106,7 +111,7 @@ def load_trained(path: Path, trust: tuple[str, ...] = ()) -> Trained:
                 raise UserError(f"{path.parent} is not a run folder: it holds no checkpoint and no encoder.safetensors")
     if path.suffix == ".safetensors":
         return _encoder_alone(path, trust)
-    state, allowed = state or checkpoint.load(path), checkpoint.trusting(trust)
+    state, allowed = state or read_state(path, **unstated), checkpoint.trusting(trust)
     model, config = checkpoint.model_of(state, path, allowed), state["config"]
     return Trained(
         model=model,
@@ -120,6 +125,7 @@ def load_trained(path: Path, trust: tuple[str, ...] = ()) -> Trained:
         config=config,
         step=state["step"],
         data=state["data"],
+        dataset=state.get("dataset"),
         learners=state.get("learners", {}),
         note=note,
     )
@@ -138,4 +144,102 @@ def _encoder_alone(path: Path, trust: tuple[str, ...]) -> Trained:
         trust=trust,
         data=facts.get("data"),
         dataset=facts.get("dataset"),
+        facts=facts,
     )
+
+
+def read_state(
+    path: Path, *, stem: str | None = None, image_size: int | None = None, dataset: str | None = None
+) -> dict:
+    """A checkpoint of ours, or of the released code as one of ours would say it. Raises UserError for neither."""
+    try:
+        return checkpoint.load(path)
+    except UserError:
+        if not path.is_file() or not released.written(content := inert.read(path)):
+            raise
+    return released.translate(content, path, stem=stem, image_size=image_size, dataset=dataset)
+
+
+def portable(path: Path, trust: tuple[str, ...] = (), **said: str | int | None) -> dict:
+    """The checkpoint of a run folder or file, without what only continuing the run would need.
+
+    Raises UserError where there is none, or none that gives a model; `said` is as for `load_model`.
+    """
+    state = read_state(_located(path, (checkpoint.LAST, checkpoint.PREVIOUS)), **said)
+    checkpoint.model_of(state, path, checkpoint.trusting(trust))
+    agree(path, state, **said)
+    return {k: state.get(k) for k in PORTABLE}
+
+
+def load_model(
+    path: str | Path,
+    *,
+    stem: str | None = None,
+    image_size: int | None = None,
+    dataset: str | None = None,
+    trust: tuple[str, ...] = (),
+) -> AutoEncoder:
+    """The full model of a run folder or checkpoint, ours or the released code's, in eval mode.
+
+    `stem`, `image_size` and `dataset` (cifar10, stl10, imagenet) say what a file of the released code leaves open.
+    `trust` names modules or packages of your own that parts of the model may come from. Raises UserError for a path
+    that holds no model, and where what you say is not what the file says.
+    """
+    path = _located(path, (checkpoint.LAST, checkpoint.PREVIOUS))
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path} holds an encoder only; load it with load_encoder, or give a checkpoint")
+    said = {"stem": stem, "image_size": image_size, "dataset": dataset}
+    state = read_state(path, **said)
+    model = checkpoint.model_of(state, path, checkpoint.trusting(trust))
+    agree(path, state, **said)
+    model.mean, model.std = tuple(state["mean"]), tuple(state["std"])
+    return model.eval()
+
+
+def load_encoder(
+    path: str | Path,
+    *,
+    stem: str | None = None,
+    image_size: int | None = None,
+    dataset: str | None = None,
+    trust: tuple[str, ...] = (),
+) -> nn.Module:
+    """The encoder of a run folder, checkpoint or `encoder.safetensors`, in eval mode, with `output_dim`, `mean`, `std`.
+
+    It maps images `(B, 3, H, W)`, normalised with `mean` and `std`, to `(B, output_dim)`. Arguments and errors are
+    those of `load_model`.
+    """
+    path = _located(path, ("encoder.safetensors", checkpoint.LAST, checkpoint.PREVIOUS))
+    said = {"stem": stem, "image_size": image_size, "dataset": dataset}
+    if path.suffix == ".safetensors":
+        encoder, facts = checkpoint.encoder_of(path, checkpoint.trusting(trust))
+        agree(path, facts, **said)
+        encoder.mean, encoder.std = facts["mean"], facts["std"]
+    else:
+        model = load_model(path, **said, trust=trust)
+        encoder = model.encoder
+        encoder.mean, encoder.std = model.mean, model.std
+    return encoder.eval()
+
+
+def _located(path: str | Path, names: tuple[str, ...]) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path
+    if found := [name for name in names if (path / name).exists()]:
+        return path / found[0]
+    raise UserError(f"{path} holds neither {' nor '.join(names)}")
+
+
+def agree(
+    path: Path, state: dict, *, stem: str | None = None, image_size: int | None = None, dataset: str | None = None
+) -> None:
+    """Raise UserError where what the user says of a checkpoint or encoder file is not what it says itself."""
+    described = state["architecture"]
+    stated = described.get("decoder", {}) | described.get("encoder", described) | state
+    said = released.facts(dataset) | {k: v for k, v in (("stem", stem), ("image_size", image_size)) if v is not None}
+    for name, value in said.items():
+        own = stated.get(name)
+        own = tuple(own) if isinstance(own, list) else own
+        if own != value:
+            raise UserError(f"{path} was trained with {name} {own}, not {value}")

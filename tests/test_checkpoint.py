@@ -12,6 +12,7 @@ import torch
 
 from aavae import build, checkpoint, files
 from aavae.errors import UserError
+from aavae.trained import load_encoder, load_model
 
 SMALL = ("dataset=synthetic", "encoder=resnet_tiny", "decoder=resnet_tiny", "latent_dim=8")
 FACTS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
@@ -205,7 +206,7 @@ def test_a_checkpoint_of_another_model_is_refused(run):
     state["architecture"]["latent_dim"] = 16
     checkpoint.save(folder / "last.pt", state)
     with pytest.raises(UserError, match=r"last.pt does not fit this model: .*\(8, .*not \(16"):
-        checkpoint.load_model(folder)
+        load_model(folder)
 
 
 # ---- Models -------------------------------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ def test_a_checkpoint_of_another_model_is_refused(run):
 @pytest.mark.parametrize("name", ["", "last.pt"])
 def test_the_model_comes_back(run, name):
     folder, model = run
-    loaded = checkpoint.load_model(str(folder / name))
+    loaded = load_model(str(folder / name))
     x, noise = torch.randn(4, 3, 16, 16), torch.randn(4, 8)
     with torch.no_grad():
         ours, theirs = loaded(x, noise), model(x, noise)
@@ -225,7 +226,7 @@ def test_the_model_comes_back(run, name):
 @pytest.mark.parametrize("name", ["", "last.pt", "encoder.safetensors"])
 def test_the_encoder_comes_back_with_its_facts(run, name):
     folder, model = run
-    encoder = checkpoint.load_encoder(folder / name)
+    encoder = load_encoder(folder / name)
     x = torch.randn(4, 3, 16, 16)
     with torch.no_grad():
         features = encoder(x)
@@ -239,7 +240,7 @@ def test_after_a_crash_the_previous_checkpoint_serves(run):
     folder, _ = run
     (folder / "last.pt").rename(folder / "previous.pt")
     (folder / "encoder.safetensors").unlink()
-    for load in (checkpoint.load_model, checkpoint.load_encoder):
+    for load in (load_model, load_encoder):
         assert load(folder)
 
 
@@ -251,7 +252,7 @@ def test_a_timm_encoder_comes_back(tmp_path, name):
     checkpoint.save_encoder(tmp_path / "encoder.safetensors", encoder, {"architecture": node, **FACTS})
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        loaded = checkpoint.load_encoder(tmp_path)(x)
+        loaded = load_encoder(tmp_path)(x)
         assert torch.equal(loaded, encoder(x)) and loaded.shape[1] == encoder.output_dim
 
 
@@ -269,16 +270,16 @@ def test_the_safetensors_file_says_which_statistics_it_holds_and_holds_only_tens
 def test_loading_the_wrong_kind_of_file_says_what_it_is(run, tmp_path_factory):
     folder, _ = run
     with pytest.raises(UserError, match="holds an encoder only; load it with load_encoder"):
-        checkpoint.load_model(folder / "encoder.safetensors")
+        load_model(folder / "encoder.safetensors")
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(UserError, match=r"holds neither encoder\.safetensors nor last\.pt nor previous\.pt"):
-        checkpoint.load_encoder(empty)
+        load_encoder(empty)
     safetensors.torch.save_file({"w": torch.zeros(1)}, empty / "foreign.safetensors")
     with pytest.raises(UserError, match=r"not an encoder\.safetensors written by aavae"):
-        checkpoint.load_encoder(empty / "foreign.safetensors")
+        load_encoder(empty / "foreign.safetensors")
     (empty / "short.safetensors").write_bytes((folder / "encoder.safetensors").read_bytes()[:500])
     with pytest.raises(UserError, match=r"not an encoder\.safetensors written by aavae"):
-        checkpoint.load_encoder(empty / "short.safetensors")
+        load_encoder(empty / "short.safetensors")
 
 
 # ---- A checkpoint names only encoders and decoders ----------------------------------------------------------------
@@ -343,6 +344,6 @@ def test_an_architecture_cannot_make_timm_read_another_file(tmp_path):
 def test_a_checkpoint_with_a_mangled_architecture_gets_a_message_too(tmp_path, architecture):
     checkpoint.save(tmp_path / "last.pt", {"architecture": architecture, "model": {}, **FACTS})
     checkpoint.save_encoder(tmp_path / "encoder.safetensors", torch.nn.Linear(1, 1), {"architecture": architecture})
-    for load in (checkpoint.load_model, checkpoint.load_encoder):
+    for load in (load_model, load_encoder):
         with pytest.raises(UserError):
             load(tmp_path)

@@ -11,7 +11,7 @@ FILES = {
     ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
     for p in sorted((ROOT / "aavae").rglob("*.py"))
 }
-ENTRIES = {"aavae.train", "aavae.evaluate", "aavae.entry"}
+ENTRIES = {"aavae.train", "aavae.evaluate", "aavae.convert", "aavae.entry"}
 UPPER = {
     "aavae.build",
     "aavae.build.config",

@@ -165,7 +165,8 @@ class ImageNet(ImageFolder):
     centre-cropped; strengths and normalisation as spec §1.5.
     """
 
-    name = "imagenet"
+    name, image_size, stem = "imagenet", 224, "imagenet"
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
     def __init__(
         self,
@@ -177,8 +178,7 @@ class ImageNet(ImageFolder):
     ):
         super().__init__(
             path or f"{data_dir}/imagenet", image_size, in_memory, workers,
-            mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225],
-            stem="imagenet", resize=round(image_size * 256 / 224),
+            mean=self.mean, std=self.std, stem=self.stem, resize=round(image_size * 256 / 224),
         )  # fmt: skip
         if "val" in self.parts and "test" not in self.parts:
             self.parts["test"] = self.parts.pop("val")

@@ -1,0 +1,117 @@
+"""Entry: a checkpoint, ours or the released code's → a checkpoint of ours, or an encoder file (`aavae-convert`)."""
+
+import argparse
+import difflib
+import signal
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from aavae.errors import UserError
+
+KINDS = {
+    "checkpoint": (".pt", "a model to load and to judge, without what training it further would need"),
+    "encoder": (".safetensors", "the encoder, with a model card in the metadata"),
+    "timm": (".safetensors", 'the same, if it loads into timm.create_model("resnet50", num_classes=0), strictly'),
+    "torchvision": (".safetensors", "the same, if it loads into torchvision's resnet50 with fc=Identity(), strictly"),
+}
+OPTIONS = {
+    "to": f"{', '.join(KINDS)}; by default encoder for .safetensors, checkpoint for .pt",
+    "dataset": "cifar10, stl10 or imagenet: for a file of the released code that does not say it",
+    "stem": "cifar, stl or imagenet: likewise",
+    "image_size": "in pixels: likewise",
+    "trust": "a module or package of your own that the model may come from",
+    "overwrite": "true: replace OUT",
+}
+
+
+def convert(source: Path, target: Path, to: str, trust: tuple[str, ...] = (), **said: str | int | None) -> str:
+    """Write what lies at `source` (run folder, checkpoint, encoder file) to `target`; returns a description of it.
+
+    `said` are the `stem`, `image_size` and `dataset` that a file of the released code leaves open. Raises UserError
+    where it cannot be read, or cannot be had as what `to` asks for; then nothing is written.
+    """
+    from aavae import cards, checkpoint, exchange
+    from aavae.trained import agree, load_trained, portable
+
+    if to == "checkpoint":
+        state = portable(source, trust, **said)
+        checkpoint.save(target, state)
+        return f"{state['config']['method']} on {state['dataset']}, step {state['step']:,}"
+    own = source / cards.ENCODER
+    encoder, facts = cards.facts_of(load_trained(own if own.exists() else source, trust, **said))
+    agree(source, facts, **said)
+    called = exchange.check_fits(to, encoder, facts["architecture"]) if to in exchange.LIBRARIES else None
+    facts["results"] = cards.accuracies(source, facts.get("epochs")) or facts.get("results", [])
+    text = cards.card(facts)
+    checkpoint.save_encoder(target, encoder, facts | {"format": "pt", "model_card": text})
+    return text + (f"\n\nIt loads into {called}." if called else "")
+
+
+def _arguments(argv: list[str]) -> dict:
+    parser = argparse.ArgumentParser(
+        prog="aavae-convert",
+        usage="aavae-convert IN OUT [OPTION=VALUE ...]",
+        description="Convert a run folder, checkpoint or encoder file, ours or the released code's (Lightning).",
+        epilog="\n".join(
+            [
+                "settings:",
+                *(f"  {name}=".ljust(14) + text for name, text in OPTIONS.items()),
+                "",
+                "what to= makes:",
+                *(f"  {name:<12}{end:<13}{text}" for name, (end, text) in KINDS.items()),
+            ]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"aavae {version('aavae')}")
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    words = parser.parse_args(argv).words
+    options = dict(word.split("=", 1) for word in words[2:] if "=" in word)
+    if len(words) < 2 or len(options) != len(words) - 2 or any(w.split("=")[0] in OPTIONS for w in words[:2]):
+        raise UserError("say what to convert and to what: aavae-convert IN OUT [OPTION=VALUE ...]; see --help")
+    if unknown := [name for name in options if name not in OPTIONS]:
+        near = difflib.get_close_matches(unknown[0], OPTIONS, 1)
+        raise UserError(
+            f"there is no option {unknown[0]}=" + (f"; did you mean {near[0]}=?" if near else "; see --help")
+        )
+    return options | {"source": Path(words[0]).expanduser(), "target": Path(words[1]).expanduser()}
+
+
+def _checked(options: dict) -> dict:
+    source, target = options["source"], options["target"]
+    to = options.get("to") or ("encoder" if target.suffix == ".safetensors" else "checkpoint")
+    if to not in KINDS:
+        raise UserError(f"to= must be one of {', '.join(KINDS)}, not {to}")
+    if target.suffix != KINDS[to][0]:
+        raise UserError(f"{target} must end in {KINDS[to][0]} to hold {KINDS[to][1].split(',')[0]}")
+    if not source.exists():
+        raise UserError(f"there is no {source}")
+    if (replaced := options.pop("overwrite", "false")) not in ("true", "false"):
+        raise UserError(f"overwrite= must be true or false, not {replaced}")
+    if target.exists() and (replaced == "false" or source.resolve() == target.resolve()):
+        raise UserError(f"{target} is there already; name another file, or say overwrite=true")
+    if "image_size" in options:
+        if not options["image_size"].isdecimal() or not int(options["image_size"]):
+            raise UserError(f"image_size= must be a number of pixels, not {options['image_size']}")
+        options["image_size"] = int(options["image_size"])
+    trust = tuple(name for name in options.pop("trust", "").strip("[]").split(",") if name)
+    return options | {"to": to, "trust": trust}
+
+
+def main() -> None:
+    """The command `aavae-convert`. Exit codes: 0 done, 2 bad input, 130 interrupted."""
+    try:
+        options = _checked(_arguments(sys.argv[1:]))
+        print(convert(**options))
+        print(f"written to {options['target']}")
+    except UserError as error:
+        print(f"aavae-convert: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("aavae-convert: interrupted; nothing is written", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+if __name__ == "__main__":
+    main()
