@@ -101,16 +101,18 @@ def _checked(options: dict) -> dict:
 
 def main() -> None:
     """The command `aavae-convert`. Exit codes: 0 done, 2 bad input, 130 interrupted."""
+    code = 0
     try:
         options = _checked(_arguments(sys.argv[1:]))
         print(convert(**options))
         print(f"written to {options['target']}")
     except UserError as error:
         print(f"aavae-convert: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
     except KeyboardInterrupt:
         print("aavae-convert: interrupted; nothing is written", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        code = 128 + signal.SIGINT
+    sys.exit(code)
 
 
 if __name__ == "__main__":

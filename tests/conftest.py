@@ -51,6 +51,14 @@ def evaluate(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
+def convert(tmp_path, monkeypatch, capsys):
+    """`aavae-convert ARGUMENTS`."""
+    from aavae.convert import main
+
+    return command(main, "aavae-convert", tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
 def shared():
     """The folder with CIFAR-10 and the parity files beside the checkout; tests that need it skip without it."""
     if not SHARED.is_dir():

@@ -9,12 +9,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import lightning
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from aavae import build, load_encoder
+from aavae.convert import KINDS
 from aavae.datasets.folder import ImageNet
 from aavae.errors import UserError
 
@@ -57,8 +59,9 @@ def demo(tmp_path_factory):
 
 
 @pytest.fixture
-def desk(demo, tmp_path):
-    """A folder with what the pages take for granted: runs, photographs and cells."""
+def desk(demo, tmp_path, monkeypatch):
+    """A folder with what the pages take for granted: runs, photographs, cells, and the authors' checkpoints."""
+    monkeypatch.chdir(tmp_path)
     for run in ("outputs/demo", "multirun/first/a", "multirun/first/b"):
         shutil.copytree(demo, tmp_path / run)
     noise = np.random.default_rng(0).integers(0, 256, (60, 20, 24, 3), dtype=np.uint8)
@@ -70,6 +73,16 @@ def desk(demo, tmp_path):
         for path in sorted((tmp_path / "photos").rglob("*.png")):
             archive.write(path, path.relative_to(tmp_path))
     np.savez(tmp_path / "cells.npz", images=noise[:, :16, :16], labels=np.arange(60) % 4)
+    for i, image in enumerate(noise):
+        path = tmp_path / "cifar" / ("train", "test")[i // 10 % 2] / f"{i % 10}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((32, 32)).save(path)
+    for name, encoder, parameters in (
+        ("aavae_cifar10.ckpt", ["dataset=cifar10", "encoder=resnet_tiny"], lightning.CIFAR),
+        ("theirs.ckpt", ["dataset=imagenet", "encoder=resnet18"], lightning.NO_PARAMETERS),
+    ):
+        model = build.model(build.compose([*encoder, "dataset.path=cifar", "decoder=resnet_tiny"]))
+        lightning.write(tmp_path / name, model.state_dict(), parameters)
     return tmp_path
 
 
@@ -78,6 +91,7 @@ def shortened(program: str, arguments: list[str]) -> list[str]:
     networks = ("encoder=resnet", "decoder=resnet")
     kept = [a for a in arguments if not a.startswith(networks)]
     given = {a.split("=")[0] for a in kept}
+    kept += ["dataset.path=cifar"] if "checkpoint=aavae_cifar10.ckpt" in kept else []
     probes = [p for a in kept if a.startswith("probe=") for p in re.findall(r"\w+", a)[1:]]
     settings = {"features": "[h]"} if probes and "features" not in given else {}
     if program == "aavae-train":
@@ -117,12 +131,12 @@ def play(line: str, desk: Path, commands: dict) -> None:
             build.model(build.compose(arguments))
         return
     with own_modules(desk, findable):
-        ended = commands[program](*shortened(program, arguments))
+        ended = commands[program](*(arguments if program == "aavae-convert" else shortened(program, arguments)))
     assert ended.code == 0, f"{line}\n{ended.err}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_a_page_can_be_played_from_top_to_bottom(page, desk, train, evaluate):
+def test_a_page_can_be_played_from_top_to_bottom(page, desk, train, evaluate, convert):
     text, names = page.read_text(), {}
     for kind, block in re.findall(r"^```(\w+)\n(.*?)^```", text, re.S | re.M):
         if file := re.match(r"# (\S+\.(?:py|yaml))\n", block):
@@ -133,7 +147,7 @@ def test_a_page_can_be_played_from_top_to_bottom(page, desk, train, evaluate):
                 exec(block, names)
         elif kind == "sh":
             for line in block.splitlines():
-                play(line, desk, {"aavae-train": train, "aavae-evaluate": evaluate})
+                play(line, desk, {"aavae-train": train, "aavae-evaluate": evaluate, "aavae-convert": convert})
     if "wandb" in sys.modules:  # its service would outlive the test
         sys.modules["wandb"].teardown()
     for path in re.findall(r"`(outputs/[\w./]+)`", text):
@@ -150,13 +164,13 @@ def after_logging(desk):
     assert list((desk / "outputs/watched/tensorboard").iterdir()) and list(desk.glob("outputs/*/wandb/offline-run-*"))
 
 
-def test_the_evaluations_of_the_readme_run(desk, evaluate):
+def test_the_evaluations_and_conversions_of_the_readme_run(desk, evaluate, convert):
     def commands(text):
-        return {line.split(" #")[0].strip() for line in re.findall(r"^aavae-evaluate .*", text, re.M)}
+        return {line.split(" #")[0].strip() for line in re.findall(r"^aavae-(?:evaluate|convert) .*", text, re.M)}
 
     more = commands((ROOT / "README.md").read_text()) - commands("\n".join(page.read_text() for page in PAGES))
     for line in sorted(more):
-        play(line, desk, {"aavae-evaluate": evaluate})
+        play(line, desk, {"aavae-evaluate": evaluate, "aavae-convert": convert})
 
 
 def after_methods(desk):
@@ -273,7 +287,7 @@ def test_every_setting_that_is_mentioned_exists(page, known):
         for word in shlex.split(words):
             key, equals, value = word.partition("=")
             if equals and re.fullmatch(r"[a-z_.0-9]+", key) and re.fullmatch(r"[^A-Z…<]+", value):
-                assert composes(word), word
+                assert composes(word) or (key == "to" and value in KINDS), word
             elif re.fullmatch(rf"({groups})(\.\w+)+(?<!\.py)(?<!\.safetensors)", word):
                 assert word in known, word
 
