@@ -17,13 +17,15 @@ def facts_of(trained: Trained) -> tuple[nn.Module, dict]:
     if not isinstance(trained.model, AutoEncoder):
         return trained.model, dict(trained.facts)
     encoder = trained.model.encoder
+    recalibrated = trained.config.get("trainer", {}).get("clean_pass") == "off"  # for the probes, not in the checkpoint
     return encoder, {
         "architecture": trained.architecture,
         "output_dim": encoder.output_dim,
         "mean": list(trained.mean),
         "std": list(trained.std),
         "image_size": trained.model.architecture["decoder"].get("image_size"),
-        "batchnorm_statistics": "running, of training",
+        "batchnorm_statistics": "running, of training"
+        + ("; accuracies are of statistics recalibrated on clean training images" if recalibrated else ""),
         "method": trained.method,
         "dataset": trained.dataset,
         "data": trained.data,

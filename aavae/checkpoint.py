@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def load(path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickles that it then refuses
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in the zip reader, the unpickler or the storage
         raise UserError(
             f"the checkpoint {path} cannot be read: it is truncated, damaged or not a checkpoint"

@@ -66,7 +66,10 @@ def _arguments(argv: list[str]) -> dict:
     )
     parser.add_argument("--version", action="version", version=f"aavae {version('aavae')}")
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    words = parser.parse_args(argv).words
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise UserError(f"there is no option {unknown[0]}; settings are NAME=VALUE, see --help")
+    words = known.words
     options = dict(word.split("=", 1) for word in words[2:] if "=" in word)
     if len(words) < 2 or len(options) != len(words) - 2 or any(w.split("=")[0] in OPTIONS for w in words[:2]):
         raise UserError("say what to convert and to what: aavae-convert IN OUT [OPTION=VALUE ...]; see --help")
@@ -84,12 +87,14 @@ def _checked(options: dict) -> dict:
     if to not in KINDS:
         raise UserError(f"to= must be one of {', '.join(KINDS)}, not {to}")
     if target.suffix != KINDS[to][0]:
-        raise UserError(f"{target} must end in {KINDS[to][0]} to hold {KINDS[to][1].split(',')[0]}")
+        raise UserError(f"{target} must end in {KINDS[to][0]} for to={to}")
     if not source.exists():
         raise UserError(f"there is no {source}")
     if (replaced := options.pop("overwrite", "false")) not in ("true", "false"):
         raise UserError(f"overwrite= must be true or false, not {replaced}")
-    if target.exists() and (replaced == "false" or source.resolve() == target.resolve()):
+    if target.resolve() in [(source / own).resolve() for own in ("", "last.pt", "previous.pt")]:
+        raise UserError(f"{target} is what is to be converted; name another file")
+    if target.exists() and replaced == "false":
         raise UserError(f"{target} is there already; name another file, or say overwrite=true")
     if "image_size" in options:
         if not options["image_size"].isdecimal() or not int(options["image_size"]):

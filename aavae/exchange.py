@@ -1,7 +1,6 @@
 """Encoders for other libraries: which of ours timm and torchvision build too, checked by building them."""
 
 import timm
-import torch
 import torchvision
 from torch import nn
 
@@ -29,26 +28,28 @@ def twin(library: str, architecture: dict) -> tuple[nn.Module, str]:
         name, arguments = _resnet(architecture, library), {}
     else:
         raise UserError(f"{library} has no model that computes what {target} does; use to=encoder")
-    with torch.device("meta"):
-        if library == "timm":
-            return timm.create_model(name, num_classes=0, **arguments), f"timm.create_model({name!r}, num_classes=0)"
-        model = torchvision.models.get_model(name)
-        model.fc = nn.Identity()
+    if library == "timm":  # not on the meta device, where timm 1.0.15 cannot build its transformers
+        written = "".join(f", {k}={v!r}" for k, v in arguments.items())
+        model = timm.create_model(name, num_classes=0, **arguments)
+        return model, f"timm.create_model({name!r}, num_classes=0{written})"
+    model = torchvision.models.get_model(name)
+    model.fc = nn.Identity()
     return model, f"torchvision.models.{name}() with fc=Identity()"
 
 
 def _resnet(architecture: dict, library: str) -> str:
-    if (stem := architecture["stem"]) != "imagenet":
+    stem, channels = architecture.get("stem", "cifar"), architecture.get("channels", 64)
+    if stem != "imagenet":
         has = "3×3, stride 1" if stem == "cifar" else "7×7, stride 2"
         raise UserError(
             f"the encoder's stem is {stem} ({has}, no max-pool); {library}'s ResNets have ImageNet's (7×7, stride 2, "
             "max-pool) and would compute something else; use to=encoder"
         )
     name = RESNETS.get((architecture["block"], tuple(architecture["layers"])))
-    if name is None or architecture["channels"] != 64:
+    if name is None or channels != 64:
         raise UserError(
             f"{library} has no ResNet of {architecture['block']} blocks {architecture['layers']} that is "
-            f"{architecture['channels']} channels wide from the stem on; use to=encoder"
+            f"{channels} channels wide from the stem on; use to=encoder"
         )
     return name
 
@@ -59,5 +60,5 @@ def check_fits(library: str, encoder: nn.Module, architecture: dict) -> str:
     Raises UserError where it does not.
     """
     model, called = twin(library, architecture)
-    fit_state(model.to_empty(device="cpu"), encoder.state_dict(), f"the encoder, in {called},")
+    fit_state(model, encoder.state_dict(), f"the encoder, in {called},")
     return called

@@ -5,10 +5,12 @@ A pickle is a program, and `torch.load` without `weights_only` runs it. Lightnin
 them. Here such a name becomes an empty class of that name, which keeps what the file puts into it and does nothing.
 """
 
+import builtins
+import io
 import pickle
 import sys
 import zipfile
-from collections import OrderedDict
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,13 @@ class Inert:
         return self
 
 
+class _Dict(dict):
+    """An OrderedDict without the attributes a file may hang on it: `_metadata`, or an `items` of its own."""
+
+    def __setstate__(self, state):
+        """Of attributes: not kept."""
+
+
 def contents(value: Any) -> dict:
     """What is in a dict, or in the object that an `Inert` stands for; nothing in anything else."""
     if isinstance(value, Inert):
@@ -77,10 +86,13 @@ def read(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             [name] = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
-            with archive.open(name) as file:
-                return _Reader(file, archive, name.removesuffix(".pkl"), path).load()
-    except (UserError, MemoryError):
+            # All of it, so that its checksum is looked at before the first instruction is.
+            file = io.BytesIO(archive.read(name))
+            return _Reader(file, archive, name.removesuffix(".pkl"), path).load()
+    except UserError:
         raise
+    except MemoryError as error:  # a pickle says itself how much is to come
+        raise UserError(f"the checkpoint {path} asks for more memory than there is") from error
     except Exception as error:  # a damaged file can fail in the zip reader, the unpickler or the storage
         raise UserError(
             f"the checkpoint {path} cannot be read: it is truncated, damaged or not a checkpoint"
@@ -100,10 +112,14 @@ class _Reader(pickle.Unpickler):
             raise pickle.UnpicklingError(f"{kind} of {dtype}")
         if key not in self.storages:
             data = bytearray(self.archive.read(f"{self.folder}/{key}"))
+            if not 0 <= numel * dtype.itemsize <= len(data):  # which torch would count in 64 bits
+                raise pickle.UnpicklingError(f"{numel} elements in {len(data)} bytes")
             self.storages[key] = torch.frombuffer(data, dtype=dtype, count=numel) if numel else torch.empty(0).to(dtype)
         return self.storages[key]
 
     def find_class(self, module: str, name: str) -> Any:
+        # torch.save writes protocol 2, which calls Python's own modules by their names of old.
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         if (module, name) in KNOWN:
             return KNOWN[module, name]
         if module == "torch" and name in DTYPES:
@@ -111,8 +127,10 @@ class _Reader(pickle.Unpickler):
         if module == "builtins" and name in PLAIN:
             return PLAIN[name]
         package = module.split(".")[0]
-        if package in sys.stdlib_module_names and package not in HARMLESS:
-            raise UserError(f"{self.path} names {module}.{name}, which no checkpoint needs; it is refused")
+        harmless = package in HARMLESS or (module == "builtins" and isinstance(vars(builtins).get(name), type))
+        if package in sys.stdlib_module_names and not harmless:
+            called = f"{module}.{name}".encode("unicode_escape").decode()  # of the file's choosing
+            raise UserError(f"{self.path} names {called}, which no checkpoint needs; it is refused")
         return self.strangers.setdefault((module, name), type(name, (Inert,), {"__module__": module}))
 
 
@@ -124,7 +142,7 @@ KNOWN = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
     ("torch", "Size"): tuple,
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _Dict,
     ("copyreg", "_reconstructor"): lambda cls, *_: cls(),
     ("_codecs", "encode"): lambda text, *_: text.encode("latin1"),  # how protocol 2 writes bytes
 }

@@ -63,10 +63,12 @@ def translate(content: dict, path: Path, *, stem: str | None, image_size: int | 
         latent_dim, variational = len(weights["projection.mu.weight"]), "projection.logvar.weight" in weights
     except KeyError as missing:
         raise UserError(f"{path} holds no model of the released code: it has no {missing.args[0]}") from missing
+    except (TypeError, IndexError) as error:
+        raise UserError(f"{path} holds no model of the released code: its tensors have other shapes") from error
     dataset = _dataset(path, first.shape[-1], given, stem, dataset)
     known = facts(dataset)
     size = given.get("input_height", image_size or known["image_size"])
-    epochs, step = (int(v) if _plain(v := content.get(k, 0)) else 0 for k in ("epoch", "global_step"))
+    epochs, step = (v if isinstance(v := content.get(k), int) else 0 for k in ("epoch", "global_step"))
     augmented = given.get("denoising", True)
     return {
         "format": FORMAT,
@@ -92,7 +94,12 @@ def translate(content: dict, path: Path, *, stem: str | None, image_size: int | 
         "config": {
             "method": _method(variational, given.get("denoising")),
             "seed": None,  # of another program's draws
-            "dataset": {"_target_": _target(dataset), "data_dir": "data", "path": None},
+            "dataset": {
+                "_target_": _target(dataset),
+                "data_dir": "data",
+                "path": None,
+                **({"image_size": size} if dataset == ImageNet.name else {}),
+            },
             "augmentation": {"_target_": "aavae.pipelines.SimCLR", "strength": "auto", "blur_p": "auto"}
             if augmented
             else {},
@@ -108,7 +115,7 @@ def _plain(value: Any) -> bool:
 def _weights(state: dict) -> dict[str, Tensor]:
     weights = {}
     for key, value in state.items():
-        if key.startswith(CALLBACKS) or not isinstance(value, Tensor):
+        if not isinstance(key, str) or key.startswith(CALLBACKS) or not isinstance(value, Tensor):
             continue
         for old, new in RENAMED.items():
             key = new + key.removeprefix(old) if key.startswith(old) else key
@@ -144,14 +151,15 @@ def _dataset(path: Path, kernel: int, given: dict, stem: str | None, dataset: st
 
     facts(dataset)  # is a name at all
     left = [name for name in DATASETS if possible(name)]
+    if not left:
+        its = given.get("dataset") or "a max-pool after it"
+        raise UserError(f"{path} has a first convolution of {kernel}×{kernel}, which does not go with {its}")
     if len(left) > 1:
         left = [name for name in left if said(name)]
     if len(left) != 1:
         raise UserError(
             f"{path} does not say whether it was trained on STL-10 or ImageNet, whose stems look alike; "
             "say dataset=stl10 or dataset=imagenet"
-            if left or dataset or stem
-            else f"{path} has a first convolution of {kernel}×{kernel}, which fits nothing the released code trained on"
         )
     return left[0]
 

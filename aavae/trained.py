@@ -165,7 +165,8 @@ def portable(path: Path, trust: tuple[str, ...] = (), **said: str | int | None) 
 
     Raises UserError where there is none, or none that gives a model; `said` is as for `load_model`.
     """
-    state = read_state(_located(path, (checkpoint.LAST, checkpoint.PREVIOUS)), **said)
+    path = _full(path)
+    state = read_state(path, **said)
     checkpoint.model_of(state, path, checkpoint.trusting(trust))
     agree(path, state, **said)
     return {k: state.get(k) for k in PORTABLE}
@@ -185,9 +186,7 @@ def load_model(
     `trust` names modules or packages of your own that parts of the model may come from. Raises UserError for a path
     that holds no model, and where what you say is not what the file says.
     """
-    path = _located(path, (checkpoint.LAST, checkpoint.PREVIOUS))
-    if path.suffix == ".safetensors":
-        raise UserError(f"{path} holds an encoder only; load it with load_encoder, or give a checkpoint")
+    path = _full(path)
     said = {"stem": stem, "image_size": image_size, "dataset": dataset}
     state = read_state(path, **said)
     model = checkpoint.model_of(state, path, checkpoint.trusting(trust))
@@ -222,6 +221,13 @@ def load_encoder(
     return encoder.eval()
 
 
+def _full(path: str | Path) -> Path:
+    path = _located(path, (checkpoint.LAST, checkpoint.PREVIOUS))
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path} holds an encoder only; load it with load_encoder, or give a checkpoint")
+    return path
+
+
 def _located(path: str | Path, names: tuple[str, ...]) -> Path:
     path = Path(path).expanduser()
     if not path.is_dir():
@@ -237,7 +243,8 @@ def agree(
     """Raise UserError where what the user says of a checkpoint or encoder file is not what it says itself."""
     described = state["architecture"]
     stated = described.get("decoder", {}) | described.get("encoder", described) | state
-    said = released.facts(dataset) | {k: v for k, v in (("stem", stem), ("image_size", image_size)) if v is not None}
+    said = released.facts(dataset) | {"stem": stem or released.facts(dataset).get("stem"), "image_size": image_size}
+    said = {k: v for k, v in said.items() if v is not None}  # one may train on smaller images than a dataset has
     for name, value in said.items():
         own = stated.get(name)
         own = tuple(own) if isinstance(own, list) else own

@@ -1,48 +1,15 @@
 """The released implementation's numbers, reproduced through our model, objective and torch.optim.Adam."""
 
-import json
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from released_numbers import NAMES, assert_close, evaluated, filled_by_rule, read
 
 from aavae import build
-from aavae.diagnostics import log_weights
 
 
-def filled_by_rule(shapes: dict[str, list[int]], log_scale: float, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The weights that ../shared/parity/README.md describes."""
-    state = {}
-    for i, key in enumerate(sorted(shapes)):
-        shape = shapes[key]
-        u = np.random.RandomState(i).uniform(-1, 1, int(np.prod(shape)))
-        if key.endswith("num_batches_tracked"):
-            state[key] = torch.zeros(shape, dtype=torch.int64)
-            continue
-        if key.endswith("running_var"):
-            values = 1 + 0.2 * u
-        elif key.endswith("running_mean"):
-            values = 0.05 * u
-        elif key == "log_scale":
-            values = np.array([log_scale])
-        elif len(shape) > 1:
-            values = u * 1.5 / np.sqrt(np.prod(shape[1:]))
-        elif key.endswith("weight"):
-            values = 1 + 0.1 * u
-        else:
-            values = 0.05 * u
-        state[key] = torch.from_numpy(values).reshape(shape).to(dtype)
-    return state
-
-
-@pytest.fixture(params=["resnet18_cifar", "resnet50_cifar_beta"])
-def released(request, shared):
-    path = shared / "parity" / f"{request.param}.json"
-    if not path.exists():
-        pytest.skip("../shared/parity is not here")
-    return SimpleNamespace(**json.loads(path.read_text()), vectors=load_file(path.with_suffix(".safetensors")))
+@pytest.fixture(params=NAMES)
+def released(request):
+    return read(request.param)
 
 
 def ours(released, dtype: torch.dtype):
@@ -66,30 +33,11 @@ def ours(released, dtype: torch.dtype):
     return model, build.loss(cfg)
 
 
-def assert_close(a: torch.Tensor, b: torch.Tensor, tolerance: float, what: str) -> None:
-    assert a.shape == b.shape
-    error = ((a - b).abs().max() / b.abs().max()).item()
-    assert error <= tolerance, f"{what}: {error:.1e}"
-
-
-@torch.no_grad()
 def test_evaluation_gives_the_released_numbers(released):
-    model, objective = ours(released, torch.float32)
-    v = released.vectors
-    output = model.eval()(v["view"], v["eps"])
-    first = model(v["view"], v["eps"][0])
-    weights = log_weights(objective, output, v["original"])
-    found = {
-        "h": output.h,
-        "mu": output.mu,
-        "logvar": output.log_var,
-        "x_hat": first.x_hat,
-        "log_px_given_z": objective.log_px_given_z(first, v["original"]),
-        "kl": objective.divergence(output),
-        "log_px_iw": torch.logsumexp(weights, 0) - np.log(len(weights)),
-    }
+    found = evaluated(*ours(released, torch.float32), released.vectors)
+    assert {f"eval.{name}" for name in found} == {name for name in released.vectors if name.startswith("eval.")}
     for name, value in found.items():
-        assert_close(value, v[f"eval.{name}"], 1e-4, name)
+        assert_close(value, released.vectors[f"eval.{name}"], 1e-4, name)
 
 
 @pytest.mark.parametrize("vectors", ["train", "train_noclean"])

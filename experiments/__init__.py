@@ -1,1 +1,0 @@
-"""One short script per paper table or figure, and what they share."""
