@@ -65,7 +65,7 @@ def translate(content: dict, path: Path, *, stem: str | None, image_size: int | 
         raise UserError(f"{path} holds no model of the released code: it has no {missing.args[0]}") from missing
     except (TypeError, IndexError) as error:
         raise UserError(f"{path} holds no model of the released code: its tensors have other shapes") from error
-    dataset = _dataset(path, first.shape[-1], given, stem, dataset)
+    dataset, note = _dataset(path, first.shape[-1], given, stem, dataset)
     known = facts(dataset)
     size = given.get("input_height", image_size or known["image_size"])
     epochs, step = (v if isinstance(v := content.get(k), int) else 0 for k in ("epoch", "global_step"))
@@ -90,6 +90,7 @@ def translate(content: dict, path: Path, *, stem: str | None, image_size: int | 
         "step": step,
         "steps_per_epoch": step / epochs if step and epochs else 1,
         "data": None,
+        "note": note,
         "dataset": dataset,
         "config": {
             "method": _method(variational, given.get("denoising")),
@@ -134,8 +135,11 @@ def _part(weights: dict[str, Tensor], part: str) -> dict:
     }
 
 
-def _dataset(path: Path, kernel: int, given: dict, stem: str | None, dataset: str | None) -> str:
-    """What the model was trained on: what its first kernel and hyper-parameters leave, else what the caller says."""
+def _dataset(path: Path, kernel: int, given: dict, stem: str | None, dataset: str | None) -> tuple[str, str | None]:
+    """What the model was trained on: what its first kernel and hyper-parameters leave, else what the caller says.
+
+    With it comes a note where it is only the caller who says so.
+    """
 
     def possible(name: str) -> bool:
         its = DATASETS[name].stem
@@ -150,18 +154,23 @@ def _dataset(path: Path, kernel: int, given: dict, stem: str | None, dataset: st
         return dataset in (None, name) and stem in (None, DATASETS[name].stem)
 
     facts(dataset)  # is a name at all
+    named = given.get("dataset")
+    if named is not None and named not in DATASETS and dataset is None:
+        raise UserError(f"{path} was trained on {named!r}; say by dataset= whose stem, mean and std it has")
     left = [name for name in DATASETS if possible(name)]
     if not left:
         its = given.get("dataset") or "a max-pool after it"
         raise UserError(f"{path} has a first convolution of {kernel}×{kernel}, which does not go with {its}")
-    if len(left) > 1:
+    note = None
+    if len(left) > 1 or named not in (None, *DATASETS):
         left = [name for name in left if said(name)]
+        note = f"it does not say that it was trained on {dataset or 'these images'}; you do"
     if len(left) != 1:
         raise UserError(
             f"{path} does not say whether it was trained on STL-10 or ImageNet, whose stems look alike; "
             "say dataset=stl10 or dataset=imagenet"
         )
-    return left[0]
+    return left[0], note
 
 
 def _method(variational: bool, denoising: bool | None) -> str:

@@ -112,7 +112,9 @@ def load_trained(path: Path, trust: tuple[str, ...] = (), **unstated: str | int 
     if path.suffix == ".safetensors":
         return _encoder_alone(path, trust)
     state, allowed = state or read_state(path, **unstated), checkpoint.trusting(trust)
-    model, config = checkpoint.model_of(state, path, allowed), state["config"]
+    if not isinstance(config := state.get("config"), dict):
+        raise UserError(f"{path} does not say how it was trained; load_model reads it")
+    model, note = checkpoint.model_of(state, path, allowed), note or state.get("note")
     return Trained(
         model=model,
         architecture=state["architecture"]["encoder"],
@@ -167,6 +169,8 @@ def portable(path: Path, trust: tuple[str, ...] = (), **said: str | int | None) 
     """
     path = _full(path)
     state = read_state(path, **said)
+    if not isinstance(state.get("config"), dict):
+        raise UserError(f"{path} does not say how it was trained; load_model reads it")
     checkpoint.model_of(state, path, checkpoint.trusting(trust))
     agree(path, state, **said)
     return {k: state.get(k) for k in PORTABLE}
