@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import nn
 
-from aavae.evaluation import read_results
 from aavae.model import AutoEncoder
+from aavae.results import read_results
 from aavae.trained import Trained
 
 ENCODER = "encoder.safetensors"

@@ -38,6 +38,8 @@ class Reporter:
         self.console = Console(file=sys.stdout, highlight=False, emoji=False, quiet=quiet, soft_wrap=True)
         self._progress: Progress | None = None
         self._said = 0.0
+        self.speed: float | None = None  # images per second
+        self.left: float | None = None  # seconds
 
     def say(self, text: str) -> None:
         """Print a line (above the bar, if there is one)."""
@@ -82,8 +84,8 @@ class Reporter:
     def update(self, step: int, epoch: str, metrics: dict[str, float], images_per_second: float) -> None:
         """Tell step, epoch, loss, images/s and time left."""
         elapsed = time.monotonic() - self._started
-        left = elapsed / max(1, step - self._first) * (self._total - step)
-        line = f"loss {metrics['train/loss']:.4g}  {images_per_second:,.0f} images/s  {duration(left)} left"
+        self.speed, self.left = images_per_second, elapsed / max(1, step - self._first) * (self._total - step)
+        line = f"loss {metrics['train/loss']:.4g}  {images_per_second:,.0f} images/s  {duration(self.left)} left"
         if self._progress:
             self._progress.update(self._task, completed=step, epoch=epoch, line=line)
         elif time.monotonic() - self._said >= self.seconds or step == self._total:

@@ -1,12 +1,12 @@
 """What the commands share: arguments, exit codes, signals, and Hydra's jobs with their failures."""
 
 import contextlib
-import itertools
 import os
 import shlex
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from importlib import resources
 from importlib.metadata import version
@@ -16,13 +16,14 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from aavae import build
 from aavae.errors import Interrupted, UserError
+from aavae.multirun import Grid, Multirun
+from hydra_plugins.aavae_launcher import ProcessLauncher
 
 
 class Command:
@@ -56,23 +57,37 @@ class Command:
         """Say what the job would take, and return the seconds."""
         raise NotImplementedError
 
+    def multirun(self, overrides: list[str], config_dir: str | None) -> int:
+        """Do the jobs of a grid; the exit code."""
+        jobs = Grid(overrides, config_dir, self.primary).jobs()
+        for job in jobs:
+            self.check(build.compose(job, config_dir, self.primary))
+        self.make_folder(jobs[0] if jobs else [], "hydra.sweep.dir")
+        return self.launch(Task(self))
+
     # ---- What they share ------------------------------------------------------------------------------------------
 
     def main(self) -> None:
         """Run the command on `sys.argv` and exit."""
         signal.signal(signal.SIGTERM, _terminated)
+        if os.environ.pop("AAVAE_JOB", None):
+            threading.Thread(target=_end_with_parent, daemon=True).start()
         try:
-            code = self._main(sys.argv[1:])
+            code = self.execute(sys.argv[1:])
         except UserError as error:
             print(f"{self.name}: {error}", file=sys.stderr)
             code = 2
         except KeyboardInterrupt as error:
             if not getattr(error, "said", False):
                 print(f"{self.name}: interrupted", file=sys.stderr)
-            code = 128 + getattr(error, "signum", signal.SIGINT)
+            signum = getattr(error, "signum", signal.SIGINT)
+            if under_wandb_agent():
+                _end_by(signum)
+            code = 128 + signum
         sys.exit(code)
 
-    def _main(self, argv: list[str]) -> int:
+    def execute(self, argv: list[str]) -> int:
+        """Do what `argv`, which is `sys.argv` too, asks for; the exit code."""
         if "--version" in argv:
             print(f"aavae {version('aavae')}")
             return 0
@@ -83,50 +98,41 @@ class Command:
         self.register_resolvers(overrides)
         OmegaConf.register_new_resolver("aavae_options", _options, replace=True)
         OmegaConf.register_new_resolver("aavae_dials", _dials, replace=True)
-        if arguments.multirun:
-            return self._multirun(overrides, arguments.config_dir)
         if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
-            return self._launch(_Task(self))
+            return self.launch(Task(self))
+        if arguments.multirun and arguments.cfg:
+            raise UserError("--cfg shows the config of one job; leave out -m, and choose one value of each")
+        if arguments.multirun and under_wandb_agent():
+            raise UserError("wandb agent sweeps already, and gives each command one run; leave out -m")
+        if arguments.multirun:
+            return self.multirun(overrides, arguments.config_dir)
         cfg = build.compose(overrides, arguments.config_dir, self.primary)
         if arguments.cfg:
-            return self._launch(_Task(self))
+            return self.launch(Task(self))
+        self.check(cfg)
         # Built before Hydra creates a folder, so that bad input leaves nothing behind.
         with self.prepare(cfg) as built:
             if cfg.get("dry_run"):
                 self.estimate(built)
                 return 0
-            self._make_folder(overrides, "hydra.run.dir")
-            return self._launch(_Task(self, contextlib.nullcontext(built)))
+            self.make_folder(overrides, "hydra.run.dir")
+            return self.launch(Task(self, contextlib.nullcontext(built)))
 
-    def _multirun(self, overrides: list[str], config_dir: str | None) -> int:
-        jobs = [(job, build.compose(job, config_dir, self.primary)) for job in _jobs(overrides)]
-        for _, cfg in jobs:
-            self.check(cfg)
-        if any(cfg.get("dry_run") for _, cfg in jobs):
-            self._dry_run(jobs)
-            return 0
-        self._make_folder(jobs[0][0] if jobs else [], "hydra.sweep.dir")
-        return self._launch(_Task(self))
+    def make_folder(self, overrides: list[str], key: str) -> None:
+        """Make the folder that `key` names: before Hydra does, which would show a traceback where it cannot."""
+        self.make(Path(build.folder(overrides, key, self.primary) or "."), key)
 
-    def _dry_run(self, jobs: list[tuple[list[str], DictConfig]]) -> None:
-        from aavae.console import duration
-
-        seconds = 0.0
-        for i, (overrides, cfg) in enumerate(jobs):
-            print(f"job {i}: {' '.join(overrides)}", flush=True)
-            with self.prepare(cfg) as built:
-                seconds += self.estimate(built)
-        print(f"{len(jobs)} jobs, about {duration(seconds)} of training one after the other")
-
-    def _make_folder(self, overrides: list[str], key: str) -> None:
-        # Before Hydra does, which would show a traceback where it cannot.
-        folder = build.folder(overrides, key, self.primary) or "."
+    def make(self, folder: Path, key: str) -> None:
+        """Make the folder. Raises UserError where it cannot be made."""
         try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"the folder {folder} cannot be made ({error}); name another {key}=") from error
 
-    def _launch(self, task: "_Task") -> int:
+    def launch(self, task: "Task") -> int:
+        """Hand `task` to Hydra; the exit code. Raises what stopped it."""
+        # Found by Hydra itself only where packages are installed as files.
+        Plugins.instance().register(ProcessLauncher)
         hydra.main(version_base="1.3", config_path="pkg://aavae.conf", config_name=self.primary)(task)()
         if task.error:
             raise task.error
@@ -145,11 +151,17 @@ class Command:
         return shlex.join([*program, *(a for a in sys.argv[1:] if not (again and a.lstrip("+").startswith("resume=")))])
 
 
-class _Task:
+class Task:
     """What Hydra runs in each job's folder; it remembers failures, which Hydra would print with its own traceback."""
 
-    def __init__(self, command: Command, prepared: contextlib.AbstractContextManager | None = None):
+    def __init__(
+        self,
+        command: Command,
+        prepared: contextlib.AbstractContextManager | None = None,
+        sweep: Multirun | None = None,
+    ):
         self.command, self.prepared = command, prepared  # what a single run was given before its folder was made
+        self.sweep = sweep
         self.error: BaseException | None = None
         self.failed = 0
 
@@ -157,10 +169,16 @@ class _Task:
         job = HydraConfig.get()
         folder = Path(job.runtime.output_dir)
         sweeping = job.mode == RunMode.MULTIRUN
+        if self.sweep:  # by a launcher that is not ours
+            return self.sweep.run_alone(list(job.overrides.task), job.job.num, folder, build.plain(cfg))
         try:
             with self.prepared or self.command.prepare(cfg) as built:
-                group = Path(job.sweep.dir).name if sweeping else None
-                return self.command.work(built, cfg, folder, job.job.override_dirname, group)
+                name, group = job.job.override_dirname, None
+                if sweeping:
+                    group = Path(job.sweep.dir).name
+                elif "sweep" in cfg:  # a job in a process of its own, or a run that was named
+                    name, group = cfg.sweep.job or name, cfg.sweep.name
+                return self.command.work(built, cfg, folder, name, group)
         except KeyboardInterrupt as error:
             self.error = error
             raise
@@ -189,8 +207,26 @@ def _dials(primary: str) -> str:
     return text.split("\n\n")[1].replace("$", "$$")  # Hydra's help is a string.Template
 
 
+def under_wandb_agent() -> bool:
+    """Whether `wandb agent` has started this process."""
+    return "WANDB_SWEEP_ID" in os.environ
+
+
+def _end_by(signum: int) -> None:
+    # What the agent stops early has not failed; but it counts every exit code as a failure, and gives up after five.
+    sys.stdout.flush()
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+
+
 def _terminated(signum, frame):
     raise Interrupted(signum)
+
+
+def _end_with_parent() -> None:
+    # A job of a sweep: the other end of its input is held by the process that launched it, and closed when that dies.
+    os.read(0, 1)  # not sys.stdin, whose lock would be held when Python ends
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _remove_if_nothing_was_begun(folder: Path) -> None:
@@ -199,20 +235,3 @@ def _remove_if_nothing_was_begun(folder: Path) -> None:
         folder.rmdir()
         with contextlib.suppress(OSError):  # not empty, or not there
             Path("outputs").rmdir()
-
-
-def _jobs(overrides: list[str]) -> list[list[str]]:
-    """The overrides of every job of a grid; those whose values only a sweeper knows (ranges, choices by an optimiser)
-    are left out."""
-    fixed, swept = [], []
-    for override in OverridesParser.create().parse_overrides(overrides=overrides):
-        if isinstance(override.value(), Glob):
-            if override.key_or_group not in build.groups():
-                raise UserError(f"glob is for groups, not for {override.key_or_group}; list its values, a,b,c")
-            names = override.value().filter(build.options(override.key_or_group))
-            swept.append([f"{override.get_key_element()}={name}" for name in names])
-        elif override.is_discrete_sweep():
-            swept.append([f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()])
-        elif not override.is_sweep_override():
-            fixed.append(override.input_line)
-    return [[*fixed, *choice] for choice in itertools.product(*swept)]

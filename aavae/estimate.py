@@ -11,19 +11,19 @@ from aavae.loader import Batch
 from aavae.trainer import Trainer
 
 
-def estimate(trainer: Trainer, repeats: int = 2) -> dict[str, float]:
+def estimate(trainer: Trainer, repeats: int = 2, most: int = 64) -> dict[str, float]:
     """Steps, seconds of training, and peak memory in bytes, from a warm-up step and `repeats` timed ones.
 
-    On a CPU they may have been on `rows` images `of` a larger batch.
+    On a CPU they may have been on `rows` images, `most` at most, `of` a larger batch.
 
     Spends the trainer: its weights have moved afterwards.
     """
     trainer.model.train()
     batch = next(iter(trainer.loader.epoch(0)))
     whole = len(batch.clean)
-    if trainer.device.type == "cpu" and whole > 64 and trainer.accumulate == 1:
+    if trainer.device.type == "cpu" and whole > most and trainer.accumulate == 1:
         # A CPU is slow enough to be timed on a part of the batch, and too slow for more.
-        batch = Batch(batch.clean[:64], batch.source[:64], batch.cropped)
+        batch = Batch(batch.clean[:most], batch.source[:most], batch.cropped)
     rows = len(batch.clean)
     seconds = []
     for _ in range(1 + repeats):

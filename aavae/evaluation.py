@@ -11,12 +11,10 @@ from torch import nn
 from aavae import files
 from aavae.console import Reporter
 from aavae.datasets import Dataset
-from aavae.errors import UserError
 from aavae.loggers import Loggers
 from aavae.probes import Guest, Picture, name_of
 from aavae.representations import Representation, Representations
-
-RESULTS = "results.json"
+from aavae.results import RESULTS, read_results
 
 
 def checksum(module: nn.Module) -> str:
@@ -116,18 +114,3 @@ def keep_pictures(pictures: list[Picture], folder: Path, logger: Loggers, step: 
 
 def _chooses(r: dict) -> bool:
     return (r["feature"], r["split"], r["metric"]) == ("h", "val", "accuracy")
-
-
-def read_results(folder: Path) -> list[dict]:
-    """The records of a folder's results.json, none if there is none. Raises UserError if it is damaged."""
-    path = folder / RESULTS
-    if not path.exists():
-        return []
-    try:
-        records = json.loads(path.read_text())
-        names = ("probe", "feature", "split", "metric")
-        if strange := [r for r in records if not all(isinstance(r[key], str) for key in names)]:
-            raise ValueError(f"{strange[0]} is no record")
-        return [r | {"value": float(r["value"]), "epoch": r["epoch"]} for r in records]
-    except (OSError, ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no text
-        raise UserError(f"{path} is damaged ({error}); delete it and evaluate again") from error

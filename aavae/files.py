@@ -51,17 +51,18 @@ def also_as(path: Path, name: str) -> None:
 
 
 @contextlib.contextmanager
-def only_one(folder: Path):
-    """Hold a run folder for this process; raises UserError if another one does, or if nothing can be written there."""
+def only_one(folder: Path, key: str = "hydra.run.dir"):
+    """Hold a folder, which `key` names, for this process.
+
+    Raises UserError if another one holds it, or if nothing can be written there.
+    """
     try:
         handle = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
     except OSError as error:
-        raise UserError(f"cannot write in {folder} ({error.strerror}); name another hydra.run.dir=") from error
+        raise UserError(f"cannot write in {folder} ({error.strerror}); name another {key}=") from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
-                f"another process is busy in {folder}; wait for it, or name another hydra.run.dir="
-            ) from error
+            raise UserError(f"another process is busy in {folder}; wait for it, or name another {key}=") from error
         yield

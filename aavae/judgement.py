@@ -8,11 +8,12 @@ import torch
 from aavae import files
 from aavae.console import Reporter, duration, results_tables, shown
 from aavae.datasets import Dataset
-from aavae.evaluation import RESULTS, Evaluation, Results
+from aavae.evaluation import Evaluation, Results
 from aavae.loggers import Beginning, Loggers
 from aavae.pipelines import Pipeline
 from aavae.probes import Guest
 from aavae.provenance import note, provenance
+from aavae.results import RESULTS
 from aavae.runtime import Precision, device_name
 from aavae.trained import Trained
 

@@ -1,21 +1,22 @@
 """One run in its folder: resume, banner, training, final evaluation, and the files that say what happened."""
 
 import contextlib
-import json
+import signal
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 from torch import nn
 
-from aavae import checkpoint, files, restart
+from aavae import checkpoint, files, restart, status
 from aavae.console import Reporter, duration, results_tables, shown
 from aavae.errors import UserError
-from aavae.evaluation import RESULTS, Evaluation, Results, read_results
+from aavae.evaluation import Evaluation, Results
 from aavae.identity import identity_config
 from aavae.loggers import Beginning, Loggers
 from aavae.probes import record
 from aavae.provenance import PROVENANCE, note, provenance
+from aavae.results import RESULTS, read_results
 from aavae.runtime import Signals, device_name
 from aavae.trainer import Trainer
 
@@ -47,6 +48,7 @@ class Run:
         self.command, self.typed = command, typed
         self.name, self.group = name, group
         self._probes_before: dict | None = None  # of the checkpoint
+        self._stage = "training"
         self.reporter = Reporter(quiet=not trainer.processes.leads)
         self.facts = {
             "config": self.config,
@@ -68,28 +70,31 @@ class Run:
                 self.reporter.say(f"{shown(self.folder)} is finished ({self.trainer.epoch:g} epochs); its results:")
                 self.reporter.show(results_tables(records))
                 return self.trainer.score
-            logger, failed = self.logger, True
+            logger, failed, goes_on = self.logger, True, self.trainer.step > 0
+            heart = status.Heart(self.folder, self._facts, goes_on, command=self.command)
             origin = self._begin(remembered)  # before anything is written: a logger that cannot leaves nothing behind
             try:
                 self._remove(RESULTS)  # of fewer epochs, or of other probes
                 self._write("config.yaml", self.config_yaml)
                 if leads:
                     note(self.folder, origin)
-                self._status("running")
-                self._banner()
-                with Signals() as signals:
-                    self.trainer.fit(self.folder, logger, self.reporter, signals, self.facts)
-                if leads:
-                    self._evaluate()
-                self._status("done")
+                with heart.beating() if leads else contextlib.nullcontext():
+                    self._banner()
+                    with Signals() as signals:
+                        self.trainer.fit(self.folder, logger, self.reporter, signals, self.facts)
+                    if leads:
+                        self._evaluate()
+                self._say(heart, "done")
                 failed = False
             except KeyboardInterrupt as error:
-                self._status("interrupted", type(error).__name__)
+                by = signal.Signals(getattr(error, "signum", signal.SIGINT)).name
+                self._say(heart, "interrupted", f"stopped by {by}")
                 self.reporter.say(f"stopped at step {self.trainer.step:,}; continue with\n  {self.command}")
                 error.said = True
                 raise
             except BaseException as error:
-                self._status("failed", f"{type(error).__name__}: {error}")
+                kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                self._say(heart, "failed", f"{kind}{error}")
                 raise
             finally:
                 logger.close(failed)
@@ -112,6 +117,7 @@ class Run:
         if state is None:
             if how != "auto":
                 raise UserError(f"there is no checkpoint in {how}")
+            self._refuse_a_lost_checkpoint()
             return {}
         own = list(self.folder.glob("*.pt"))
         if how == "auto":
@@ -120,6 +126,8 @@ class Run:
             raise UserError(f"{self.folder} holds a run already; name another hydra.run.dir= for resume={how}")
         restart.restore(self.trainer, state, str(source))
         self._probes_before = state["config"]["probe"]
+        if how == "auto":
+            self.trainer.saved = self.trainer.step
         if caveat:
             self.reporter.say(caveat)
         return state["loggers"] if how == "auto" else {}
@@ -148,6 +156,17 @@ class Run:
             if self.trainer.processes.leads:
                 stale.unlink(missing_ok=True)
 
+    def _refuse_a_lost_checkpoint(self) -> None:
+        # A run that was stopped before its first checkpoint starts afresh; one that had a checkpoint does not.
+        before = None
+        with contextlib.suppress(UserError):
+            before = status.read(self.folder)
+        if (saved := (before or {}).get("saved")) is not None:
+            raise UserError(
+                f"{self.folder} had a checkpoint of step {saved:,}, which is gone; put {checkpoint.LAST} back, "
+                "or start the run afresh with resume=never"
+            )
+
     def _refuse_another_run(self, state: dict) -> None:
         before, now = identity_config(state["config"]), identity_config(self.config)
         changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
@@ -166,7 +185,7 @@ class Run:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, UserError):  # then it is evaluated again
             records = read_results(self.folder)
             # Results are written as they come; only a run that is done has all of them.
-            done = json.loads((self.folder / "status.json").read_text())["state"] == "done"
+            done = status.read(self.folder)["state"] == "done"
             same_epoch = {r["epoch"] for r in records} == {self.trainer.epoch}
             if done and same_epoch and self._probes_before == self.config["probe"]:
                 return records
@@ -189,6 +208,7 @@ class Run:
     # ---- End ------------------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
+        self._stage = "evaluating"
         t, began = self.trainer, time.monotonic()
         representations = t.inspector.representations(lambda: t.untrained_encoder, self.reporter.track)
         self._save_encoder(representations.encoder)
@@ -204,6 +224,8 @@ class Run:
         self.logger.picture("reconstructions", self.folder / "reconstructions.png", t.step)
         self.logger.results(results.records)
         t.score = t.score if evaluation.score is None else evaluation.score
+        if t.score is not None:
+            self.logger.log({"score": t.score}, t.step, t.epoch)
         self.reporter.show(results_tables(results.records))
         self.reporter.say(f"evaluated in {duration(time.monotonic() - began)}; all in {shown(self.folder)}")
 
@@ -232,8 +254,19 @@ class Run:
         if self.trainer.processes.leads:
             files.write(self.folder / name, text)
 
-    def _status(self, state: str, reason: str | None = None) -> None:
-        t = self.trainer
-        status = {"state": state, "reason": reason, "step": t.step, "epoch": t.epoch, "score": t.score}
-        status |= {"command": self.command, "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        self._write("status.json", json.dumps(status, indent=1) + "\n")
+    def _facts(self) -> dict:
+        t, r = self.trainer, self.reporter
+        return {
+            "stage": self._stage,
+            "step": t.step,
+            "epoch": t.epoch,
+            "epochs": t.epochs,
+            "score": t.score,
+            "saved": t.saved,
+            "images_per_second": r.speed,
+            "seconds_left": r.left,
+        }
+
+    def _say(self, heart: status.Heart, state: str, reason: str | None = None) -> None:
+        if self.trainer.processes.leads:
+            heart.say(state, reason)

@@ -2,14 +2,18 @@
 
 import contextlib
 import hashlib
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from aavae import build
-from aavae.entry import Command
+from aavae import build, files, sweeps
+from aavae.entry import Command, Task
+from aavae.errors import UserError
 from aavae.identity import identity
+from aavae.multirun import Multirun, quoted, swept_by
 
 
 class Train(Command):
@@ -21,14 +25,57 @@ class Train(Command):
         """Names of folders in the config: the identity of a run, and a hash of a sweep's overrides."""
 
         def sweep(*, _root_: DictConfig) -> str:
-            given = sorted(o for o in overrides if not o.startswith("hydra."))
-            return _root_.sweep.name or hashlib.sha256("\n".join(given).encode()).hexdigest()[:10]
+            return _root_.sweep.name or hashlib.sha256("\n".join(swept_by(overrides)).encode()).hexdigest()[:10]
 
         def named(*, _root_: DictConfig) -> str:
             return identity(build.plain(_root_))
 
         OmegaConf.register_new_resolver("aavae_sweep", sweep, replace=True)
         OmegaConf.register_new_resolver("aavae_identity", named, replace=True)
+
+    def execute(self, argv: list[str]) -> int:
+        """As every command; and `sweep.resume=FOLDER` launches a sweep as it was launched before."""
+        if resumed := [word for word in argv if word.startswith("sweep.resume=")]:
+            return self._resume(Path(resumed[0].split("=", 1)[1]).expanduser(), [w for w in argv if w not in resumed])
+        several = [word for word in argv if word.startswith("sweep=") and word != "sweep=none"]
+        if several and not {"-m", "--multirun", "--cfg", "-c"} & {*argv} and not any("sweep.name=" in w for w in argv):
+            raise UserError(f"{several[0]} is for sweeps; add -m")
+        return super().execute(argv)
+
+    def _resume(self, folder: Path, others: list[str]) -> int:
+        others = [word for word in others if word not in ("-m", "--multirun")]
+        for word in others:
+            if not word.startswith(("hydra.launcher.", "hydra/launcher=", "dry_run=")):
+                raise UserError(f"sweep.resume= goes on with what was launched before, without {word}")
+        codes = []
+        for launch in sweeps.read(folder)["launches"]:
+            where = ["--config-dir", launch["config_dir"]] if launch["config_dir"] else []
+            replaced = {word.split("=")[0] for word in others}
+            given = [word for word in launch["overrides"] if word.split("=")[0] not in replaced]
+            sys.argv[1:] = ["-m", *where, *given, *others, f"hydra.sweep.dir={quoted(str(folder))}"]
+            codes.append(super().execute(sys.argv[1:]))
+        return max(codes)
+
+    def multirun(self, overrides: list[str], config_dir: str | None) -> int:
+        """Check all jobs, run them, and sum up."""
+        sweep = Multirun(self, overrides, config_dir)
+        folder = sweep.check()
+        if folder is None:
+            return 0
+        self.make(folder, "hydra.sweep.dir")
+        with files.only_one(folder, "hydra.sweep.dir"):
+            sweep.begin()
+            try:
+                code = self.launch(Task(self, sweep=sweep))
+            except KeyboardInterrupt as error:
+                from aavae.console import shown
+
+                sweep.sum_up()
+                print(f"stopped; continue with\n  {self.name} sweep.resume={shlex.quote(str(shown(folder)))}")
+                error.said = True
+                raise
+            failed = sweep.sum_up()
+        return 1 if code or failed else 0
 
     @contextlib.contextmanager
     def prepare(self, cfg: DictConfig) -> Iterator[tuple]:

@@ -105,6 +105,7 @@ class Trainer:
         for guest in self.learners:
             guest.probe.begin(model.encoder.output_dim, dataset, device, precision)
         self.step, self.closed, self.score = 0, True, None
+        self.saved: int | None = None  # step of the last checkpoint written
 
     # ---- One step -------------------------------------------------------------------------------------------------
 
@@ -296,5 +297,6 @@ class Trainer:
                 raise UserError(f"at step {self.step} {broken[0]} is not finite; the last good checkpoint is kept")
             state = restart.state_of(self)
             checkpoint.save(self.folder / checkpoint.LAST, state | self.facts)
+            self.saved = self.step
         self.processes.wait()
         self._saved = time.monotonic()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import uuid
 from pathlib import Path
 
 from aavae.errors import UserError
@@ -37,15 +38,17 @@ class WandB:
         self.project, self.entity = project, entity
 
     def start(self, run: Beginning) -> None:
-        """Begin the run, or continue the one the checkpoint remembers."""
+        """Begin the run, or continue the one the checkpoint remembers; under `wandb agent` it is the agent's."""
         import wandb
 
-        self._wandb, mode = wandb, self.mode
+        self._wandb, mode, known = wandb, self.mode, run.remembered.get("id")
+        # WANDB_RUN_ID in the environment names one training, not every job of a sweep, nor an evaluation.
+        apart = run.group is not None or run.job_type != "pretrain"
         arguments = {
             "project": self.project, "entity": self.entity, "tags": self.tags, "job_type": run.job_type,
             "dir": str(run.folder), "name": run.name, "group": run.group,
             "config": run.config | {"provenance": run.provenance},
-            "id": run.remembered.get("id"), "resume": "allow" if run.remembered.get("id") else None,
+            "id": known or (uuid.uuid4().hex[:8] if apart else None), "resume": "allow" if known else None,
             "reinit": "finish_previous",
         }  # fmt: skip
         wandb.setup(wandb.Settings(silent=True))

@@ -1,9 +1,12 @@
 """The outermost function, called as a user would: `train("experiment=digits", …)` in an empty folder."""
 
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
+import forked
 import pytest
 import torch
 
@@ -56,6 +59,17 @@ def convert(tmp_path, monkeypatch, capsys):
     from aavae.convert import main
 
     return command(main, "aavae-convert", tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def quick_jobs(monkeypatch):
+    """Sweeps are checked in this process, and their jobs need not import torch again."""
+    from aavae import pool, preflight
+
+    monkeypatch.setattr(preflight, "preflight", preflight._examine)
+    monkeypatch.setattr(preflight, "_speed", lambda *_: 1e9)
+    monkeypatch.setattr(pool, "subprocess", SimpleNamespace(Popen=forked.Popen, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(pool, "TICK", 0.05)
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from aavae import build, optim, schedules
 from aavae.errors import UserError
 
 CONF = Path(aavae.conf.__file__).parent
-OPTIONS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("[!h]*/*.yaml"))
+# Neither hydra/ nor wandb/, which are not chosen from by name.
+OPTIONS = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("[!hw]*/*.yaml"))
 # What a group's option cannot do without.
 NEEDS = {
     "dataset/image_folder": ["dataset.path=.", "dataset.image_size=64"],

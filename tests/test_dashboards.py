@@ -11,6 +11,7 @@ import wandb_reader
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from aavae import status
 from aavae.trainer import Trainer
 
 DEBUG = ("trainer=debug", "hydra.run.dir=run")
@@ -96,16 +97,19 @@ def test_an_evaluation_is_a_run_of_its_own(train, evaluate):
     assert Path("run/metrics.jsonl").read_bytes() == before and list(Path("run/tensorboard").iterdir())
 
 
-def test_the_runs_of_a_sweep_are_a_group(train):
-    sweep = ("-m", "trainer=debug", "trainer.max_steps=1", "probe=[]", "logger=wandb", "sweep.name=seeds", "seed=0,1")
-    ended = train(*sweep)
-    assert ended.code == 0 and ended.err == ""
-    folders = sorted(p.parent for p in Path("multirun/seeds").glob("*/status.json"))
-    runs = [wandb_reader.of_kind(folder, "run")[0] for folder in folders]
-    assert [run.run_group for run in runs] == ["seeds", "seeds"]
-    names = {run.display_name for run in runs}
-    assert len(names) == 2 and all("seed=0" in name or "seed=1" in name for name in names)
-    assert {wandb_reader.config(folder)["seed"] for folder in folders} == {0, 1}
+def test_the_jobs_of_a_sweep_are_runs_of_a_group_and_tell_only_of_themselves(train, quick_jobs):
+    small = ("trainer=debug", "trainer.max_steps=4", "trainer.log_every=1", "schedule.warmup_epochs=0", "probe=[]")
+    ended = train("-m", *small, "logger=wandb", "sweep.name=rates", "optimizer.lr=1e-3,1e30", "hydra.launcher.n_jobs=2")
+    assert ended.code == 1 and ended.err == ""
+    folders = {status.read(p.parent)["name"]: p.parent for p in Path("multirun/rates").glob("*/status.json")}
+    assert folders.keys() == {"optimizer.lr=0.001", "optimizer.lr=1e+30"}
+    for name, folder in folders.items():
+        (run,) = wandb_reader.of_kind(folder, "run")
+        assert (run.display_name, run.run_group, run.job_type) == (name, "rates", "pretrain")
+        assert wandb_reader.config(folder)["optimizer"]["lr"] == float(name.split("=")[1])
+        assert by_name(wandb_reader.history(folder)) == by_name(metrics(folder))
+        assert wandb_reader.exit_code(folder) == (0 if name == "optimizer.lr=0.001" else 1)
+    assert not Path("wandb").exists()
 
 
 def test_a_run_whose_loss_is_not_finite_has_failed(train):

@@ -19,6 +19,7 @@ from aavae import build, load_encoder
 from aavae.convert import KINDS
 from aavae.datasets.folder import ImageNet
 from aavae.errors import UserError
+from aavae.multirun import Grid
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -26,6 +27,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Whose images are on every machine, or made here; of other commands the model is built, without data or memory.
 AT_HAND = ("digits", "synthetic", "image_folder", "cells")
 SHORT = {"trainer.max_steps": 1, "trainer.validate_every": 0, "batch_size": 8}
+MANY = 3  # jobs; a larger sweep is checked, and not run
 SMALL = {
     "few_label": {"draws": 2},
     "linear_cached": {"steps": 2, "weight_decays": "[0.1]"},
@@ -95,7 +97,8 @@ def shortened(program: str, arguments: list[str]) -> list[str]:
     probes = [p for a in kept if a.startswith("probe=") for p in re.findall(r"\w+", a)[1:]]
     settings = {"features": "[h]"} if probes and "features" not in given else {}
     if program == "aavae-train":
-        settings |= SHORT | {group: "resnet_tiny" for group in {"encoder", "decoder"} - given}
+        settings |= {key: value for key, value in SHORT.items() if key not in given}
+        settings |= {group: "resnet_tiny" for group in {"encoder", "decoder"} - given}
         settings |= {} if probes else {"probe": "[]"}
     elif not probes:
         probes = build.options("probe")
@@ -126,17 +129,22 @@ def play(line: str, desk: Path, commands: dict) -> None:
     program, *arguments = words[findable:]
     if program not in commands:
         return
+    sweeping = program == "aavae-train" and "-m" in arguments
+    jobs = Grid([a for a in arguments if a != "-m"], None, "config").jobs() if sweeping else [arguments]
     if program == "aavae-train" and dataset_of(arguments) not in AT_HAND:
         with torch.device("meta"):
-            build.model(build.compose(arguments))
+            for job in (jobs[0], jobs[-1]):
+                build.model(build.compose(job))
         return
+    if len(jobs) > MANY:
+        arguments.append("dry_run=true")
     with own_modules(desk, findable):
         ended = commands[program](*(arguments if program == "aavae-convert" else shortened(program, arguments)))
     assert ended.code == 0, f"{line}\n{ended.err}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_a_page_can_be_played_from_top_to_bottom(page, desk, train, evaluate, convert):
+def test_a_page_can_be_played_from_top_to_bottom(page, desk, train, evaluate, convert, quick_jobs):
     text, names = page.read_text(), {}
     for kind, block in re.findall(r"^```(\w+)\n(.*?)^```", text, re.S | re.M):
         if file := re.match(r"# (\S+\.(?:py|yaml))\n", block):

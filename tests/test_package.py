@@ -74,7 +74,7 @@ def test_every_command_of_the_readme_builds(command, tmp_path, monkeypatch):
         assert build.model(cfg).variational in (True, False)
 
 
-def test_the_first_sweep_runs(train):
+def test_the_first_sweep_runs(train, quick_jobs):
     [command] = [c for c in COMMANDS if "-m" in c]
     ended = train(*command[1:], "trainer.max_steps=1", "trainer.validate_every=0", "probe=[]", "seed=0")
     assert ended.code == 0, ended.err

@@ -282,7 +282,7 @@ def test_arguments_of_other_peoples_constructors_may_be_added(train):
     assert ended.code == 2 and "amsgrd" in ended.err
 
 
-# ---- Dry runs and sweeps ------------------------------------------------------------------------------------------
+# ---- Dry runs and identity ------------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_estimates_and_writes_nothing(train, tmp_path):
@@ -290,23 +290,6 @@ def test_a_dry_run_estimates_and_writes_nothing(train, tmp_path):
     assert ended.code == 0
     assert all(word in ended.out for word in ("16 (2 epochs of 8)", "memory", "time"))
     assert not list(tmp_path.iterdir())
-
-
-def test_a_dry_run_of_a_sweep_estimates_every_job(train, tmp_path):
-    ended = train("-m", "trainer=debug", "dry_run=true", "batch_size=16,32")
-    assert ended.code == 0, ended.err
-    assert "32 (2 epochs of 16)" in ended.out and "16 (2 epochs of 8)" in ended.out and "2 jobs" in ended.out
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_sweep_gives_each_job_its_folder_and_survives_a_failing_one(train, tmp_path):
-    jobs = ("-m", "trainer=debug", "sweep.name=lengths", "trainer.max_steps=1", "probe=knn", "batch_size=16,9999,32")
-    ended = train(*jobs)
-    assert ended.code == 1
-    assert "batch_size=9999 is larger than the training set" in ended.err and "1 job(s) failed" in ended.err
-    finished = sorted(p.parent.name for p in tmp_path.glob("multirun/lengths/*/results.json"))
-    identities = [identity(build.plain(build.compose(["trainer=debug", f"batch_size={b}"]))) for b in (16, 32)]
-    assert finished == sorted(identities)
 
 
 def test_identity_ignores_what_does_not_change_the_weights():

@@ -3,14 +3,16 @@
 Imports torch only when something is built, so that a config is composed and checked in a fraction of a second.
 """
 
+import contextlib
+
 from omegaconf import DictConfig, OmegaConf
 
-from aavae.build.config import compose, folder, groups, options, plain, to_yaml
+from aavae.build.config import compose, folder, groups, hydra_node, options, parse, plain, to_yaml
 from aavae.errors import UserError
 
 __all__ = (
-    "architecture", "augmentation", "compose", "dataset", "folder", "groups", "loggers", "loss", "model", "options",
-    "plain", "probes", "to_yaml", "trainer",
+    "architecture", "augmentation", "compose", "dataset", "folder", "groups", "hydra_node", "loggers", "loss", "model",
+    "options", "parse", "plain", "probes", "to_yaml", "trainer",
 )  # fmt: skip
 
 MODEL_ARGUMENTS = ("log_scale", "learn_scale", "sample")  # of the loss group, but owned by the model
@@ -120,8 +122,14 @@ def _scaled(cfg: DictConfig, data) -> tuple[dict, float]:
     return settings | {"lr": settings["lr"] * factor}, factor
 
 
-def trainer(cfg: DictConfig, processes=None):
-    """The trainer with everything it needs, data loaded; `fit` trains. Raises UserError for what cannot work."""
+def trainer(cfg: DictConfig, processes=None, *, data=None, meta: bool = False):
+    """The trainer with everything it needs, data loaded; `fit` trains. Raises UserError for what cannot work.
+
+    `data` is the dataset, if it is there already. With `meta` the networks are on the meta device: all is checked, and
+    nothing can be computed.
+    """
+    import torch
+
     from aavae import optim, runtime, schedules
     from aavae.inspector import Inspector
     from aavae.trainer import Trainer
@@ -132,8 +140,11 @@ def trainer(cfg: DictConfig, processes=None):
     precision = runtime.pick_precision(cfg.precision, device)
     if cfg.deterministic:
         runtime.make_deterministic()
-    objective, data = loss(cfg), dataset(cfg)
-    augment, net = augmentation(cfg, data), model(cfg, data)
+    device = torch.device("meta") if meta else device
+    objective, data = loss(cfg), data or dataset(cfg)
+    augment = augmentation(cfg, data)
+    with device if meta else contextlib.nullcontext():
+        net = model(cfg, data)
     settings, factor = _scaled(cfg, data)
     loop = OmegaConf.to_container(cfg.trainer, resolve=True)
     looking = {name: loop.pop(name) for name in INSPECTOR_ARGUMENTS}

@@ -16,6 +16,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from aavae.errors import UserError
 
+# Launchers and sweepers that are not Hydra's own nor ours, and the extra of setup.cfg that installs them.
+EXTRAS = {
+    "submitit_slurm": "slurm",
+    "submitit_local": "slurm",
+    "joblib": "joblib",
+    "ray": "ray",
+    "ray_aws": "ray",
+    "optuna": "optuna",
+}
+
 
 def compose(overrides: Sequence[str] = (), config_dir: str | None = None, primary: str = "config") -> DictConfig:
     """The config that `overrides` (Hydra's syntax) make of the `primary` one, checked against the schema.
@@ -23,22 +33,15 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None, primar
     Raises UserError for an unknown key (also with `+` and `++`), an unknown option, a value of the wrong type, or an
     interpolation that leads nowhere.
     """
-    if config_dir and not Path(config_dir).is_dir():
-        raise UserError(f"there is no folder {config_dir} with configs")
-    overrides = [*overrides, *([f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else [])]
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides=overrides)
-    except HydraException as error:
-        hint = "values with spaces or brackets want quotes of their own: 'dataset.path=\"a (1).zip\"'"
-        raise UserError(f"cannot read the overrides: {_one_line(error)}; {hint}") from error
-    parsed = [o for o in parsed if not o.key_or_group.startswith(("hydra.", "hydra/"))]
+    overrides = [*overrides, *_searchpath(config_dir)]
+    parsed = [o for o in parse(overrides) if not o.key_or_group.startswith(("hydra.", "hydra/"))]
     groups = tuple(o.input_line for o in parsed if _is_group(o))
     for override in parsed:
         if _is_group(override) and (override.is_add() or override.is_force_add()):
             raise UserError(f"write {override.input_line.lstrip('+')}, without the +: there is one choice a group")
         if _is_group(override) and (override.is_delete() or override.value() is None):
             raise UserError(f"{override.key_or_group} cannot be left out; choose another of its options")
-    searchpath = tuple(o for o in overrides if o.startswith("hydra."))
+    searchpath = tuple(o for o in overrides if o.startswith("hydra.searchpath="))
     schema = _compose(groups + searchpath, primary)
     for override in parsed:
         if not _is_group(override):
@@ -52,20 +55,49 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None, primar
     return cfg
 
 
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """The overrides as Hydra understands them. Raises UserError for what it does not."""
+    try:
+        return OverridesParser.create().parse_overrides(overrides=list(overrides))
+    except HydraException as error:
+        hint = "values with spaces or brackets want quotes of their own: 'dataset.path=\"a (1).zip\"'"
+        raise UserError(f"cannot read the overrides: {_one_line(error)}; {hint}") from error
+
+
+def _searchpath(config_dir: str | None) -> list[str]:
+    if config_dir and not Path(config_dir).is_dir():
+        raise UserError(f"there is no folder {config_dir} with configs")
+    return [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+
+
 def folder(overrides: Sequence[str], key: str, primary: str = "config") -> str | None:
     """Where Hydra will put a run (`hydra.run.dir`) or sweep (`hydra.sweep.dir`); None if only Hydra itself can tell."""
     try:
-        with hydra.initialize_config_module("aavae.conf", version_base="1.3"):
-            return OmegaConf.select(hydra.compose(primary, list(overrides), return_hydra_config=True), key)
+        return OmegaConf.select(_with_hydra(overrides, primary), key)
     except (HydraException, OmegaConfBaseException):
         return None
 
 
+def hydra_node(overrides: Sequence[str], config_dir: str | None = None, primary: str = "config") -> DictConfig:
+    """Hydra's own settings under these overrides. Raises UserError for what does not compose."""
+    try:
+        return _with_hydra([*overrides, *_searchpath(config_dir)], primary).hydra
+    except MissingConfigException as error:
+        raise UserError(_not_there(error)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error)) from error
+
+
+def _with_hydra(overrides: Sequence[str], primary: str) -> DictConfig:
+    with hydra.initialize_config_module("aavae.conf", version_base="1.3"):
+        return hydra.compose(primary, list(overrides), return_hydra_config=True)
+
+
 @cache
 def groups() -> frozenset[str]:
-    """The config groups."""
-    root = Path(str(resources.files("aavae.conf")))
-    return frozenset(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_dir() and p.name != "__pycache__")
+    """The config groups; `wandb` holds sweeps that Weights & Biases reads, not Hydra."""
+    root, others = Path(str(resources.files("aavae.conf"))), ("__pycache__", "wandb")
+    return frozenset(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_dir() and p.name not in others)
 
 
 def _is_group(override: Override) -> bool:
@@ -82,16 +114,22 @@ def _compose(overrides: tuple[str, ...], primary: str) -> DictConfig:
     try:
         return _compose_cached(overrides, primary).copy()
     except MissingConfigException as error:
-        group, _, option = (error.missing_cfg_file or "").rpartition("/")
-        if group not in groups():
-            raise UserError(_one_line(error)) from error
-        near = difflib.get_close_matches(option, options(group), 1)
-        guess = f"; did you mean {near[0]}?" if near else "."
-        raise UserError(f"{group} has no option {option!r}{guess} It has {', '.join(options(group))}") from error
+        raise UserError(_not_there(error)) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if absent := re.match(r"Could not override '([^']+)'", str(error)):
             raise UserError(f"{absent[1]} is not chosen here; --help lists what can be") from error
         raise UserError(_one_line(error)) from error
+
+
+def _not_there(error: MissingConfigException) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    if group in ("hydra/launcher", "hydra/sweeper") and option in EXTRAS:
+        return f"{group}={option} is not installed here; pip install 'aavae[{EXTRAS[option]}]' adds it"
+    if group not in groups():
+        return _one_line(error)
+    near = difflib.get_close_matches(option, options(group), 1)
+    guess = f"; did you mean {near[0]}?" if near else "."
+    return f"{group} has no option {option!r}{guess} It has {', '.join(options(group))}"
 
 
 def options(group: str) -> list[str]:

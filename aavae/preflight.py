@@ -1,0 +1,149 @@
+"""Before the first job of a sweep: every job composed and built on the meta device, and what the sweep will take.
+
+It runs in a process of its own, so that the one that launches jobs holds no images and no GPU.
+"""
+
+import json
+import multiprocessing
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from aavae import build
+from aavae.errors import UserError
+from aavae.identity import identity
+
+TIMED = 5e10  # FLOP of a timed step, on a CPU
+SMALL_FILES = 2 * 2**20  # bytes of a run's pictures, metrics and logs, about
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one job will be, or the `error` for which it cannot be."""
+
+    overrides: list[str]
+    config: dict = field(default_factory=dict)
+    identity: str = ""
+    steps: int = 0
+    flops: float = 0.0  # of the whole training
+    disk: int = 0  # bytes
+    device: str = "cpu"
+    error: str | None = None
+
+
+def preflight(jobs: list[list[str]], config_dir: str | None, primary: str) -> tuple[list[Plan], float, int]:
+    """A plan for the overrides of every job, the speed of this machine in FLOP/s of training (0: nobody knows), and its
+    number of GPUs; all found in a process that ends with it. Raises UserError if that process dies."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    apart = context.Process(target=_answer, args=(theirs, jobs, config_dir, primary), daemon=True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the new process inherits: Ctrl-C is for this one
+    try:
+        apart.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError as error:
+        apart.join()
+        how = f"exit code {apart.exitcode}" if apart.exitcode >= 0 else f"signal {-apart.exitcode}"
+        raise UserError(f"the process that checked the jobs has died ({how}), as when memory runs out") from error
+    finally:
+        apart.kill()
+        apart.join()
+
+
+def _answer(pipe, jobs: list[list[str]], config_dir: str | None, primary: str) -> None:
+    pipe.send(_examine(jobs, config_dir, primary))
+
+
+def _examine(jobs: list[list[str]], config_dir: str | None, primary: str) -> tuple[list[Plan], float, int]:
+    import torch
+
+    from aavae.console import Reporter
+
+    data, counted = _once(_dataset), _once(_flops)
+    plans = [
+        _plan(job, config_dir, primary, data, counted) for job in Reporter().track(jobs, len(jobs), "checking jobs")
+    ]
+    if any(plan.error for plan in plans) or not plans:
+        return plans, 0.0, 0
+    speed = _speed(build.compose(plans[0].overrides, config_dir, primary), plans[0])
+    return plans, speed, torch.cuda.device_count()
+
+
+def _once(make: Callable) -> Callable:
+    """`make`, asked once for every different plain config it is given first."""
+    made: dict[str, object] = {}
+
+    def known(node: dict, *arguments):
+        key = json.dumps(node, sort_keys=True, default=str)
+        if key not in made:
+            made[key] = make(node, *arguments)
+        return made[key]
+
+    return known
+
+
+def _dataset(node: dict, cfg) -> object:
+    return build.dataset(cfg).load("cpu")
+
+
+def _plan(job: list[str], config_dir: str | None, primary: str, data: Callable, counted: Callable) -> Plan:
+    try:
+        cfg = build.compose(job, config_dir, primary)
+        config = build.plain(cfg)
+        build.loggers(cfg)  # a package that is missing
+        trainer = build.trainer(cfg, data=data(config["dataset"], cfg), meta=True)
+    except UserError as error:
+        return Plan(job, error=str(error))
+    except Exception as error:  # of somebody else's class, say
+        return Plan(job, error=f"{type(error).__name__}: {error}")
+    from aavae.runtime import pick_device
+
+    described = trainer.model.architecture | {"size": trainer.dataset.image_size}
+    return Plan(
+        job,
+        config,
+        identity(config),
+        trainer.total_steps,
+        counted(described, trainer) * trainer.total_steps * trainer.loader.batch_size,
+        _disk(trainer),
+        str(pick_device(cfg.device)),
+    )
+
+
+def _flops(described: dict, trainer) -> float:
+    """FLOP of training on one image: forward and backward, without the clean pass."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    n, size = 2, described["size"]  # two images, for BatchNorm
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        x, noise = torch.empty(n, 3, size, size), torch.empty(n, trainer.model.latent_dim)
+        trainer.loss(trainer.model(x, noise if trainer.model.variational else None), x)["loss"].backward()
+    trainer.model.zero_grad(set_to_none=True)
+    return counter.get_total_flops() / n
+
+
+def _disk(trainer) -> int:
+    """Bytes of a run folder: last.pt, previous.pt and the kept epochs, with two numbers a weight for the optimizer."""
+    weights = sum(t.numel() * t.element_size() for t in trainer.model.state_dict().values())
+    encoder = sum(t.numel() * t.element_size() for t in trainer.model.encoder.state_dict().values())
+    kept = sum(epoch <= trainer.epochs for epoch in trainer.checkpoint_epochs)
+    return 3 * weights * (2 + kept) + encoder + SMALL_FILES
+
+
+def _speed(cfg, plan: Plan) -> float:
+    from aavae.estimate import estimate
+
+    try:
+        trainer = build.trainer(cfg)
+        images = trainer.total_steps * trainer.loader.batch_size
+        # Few images of a large network, which is slow; many of a small one, whose steps are mostly overhead.
+        most = max(16, int(TIMED * images / max(plan.flops, 1)))
+        seconds = estimate(trainer, most=most)["seconds"]
+    except (UserError, RuntimeError):  # out of memory here is no reason not to try
+        return 0.0
+    return plan.flops / seconds if seconds else 0.0

@@ -1,0 +1,23 @@
+"""The file `results.json`: what the probes found, as records."""
+
+import json
+from pathlib import Path
+
+from aavae.errors import UserError
+
+RESULTS = "results.json"
+
+
+def read_results(folder: Path) -> list[dict]:
+    """The records of a folder's results.json, none if there is none. Raises UserError if it is damaged."""
+    path = folder / RESULTS
+    if not path.exists():
+        return []
+    try:
+        records = json.loads(path.read_text())
+        names = ("probe", "feature", "split", "metric")
+        if strange := [r for r in records if not all(isinstance(r[key], str) for key in names)]:
+            raise ValueError(f"{strange[0]} is no record")
+        return [r | {"value": float(r["value"]), "epoch": r["epoch"]} for r in records]
+    except (OSError, ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no text
+        raise UserError(f"{path} is damaged ({error}); delete it and evaluate again") from error

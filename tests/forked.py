@@ -1,0 +1,63 @@
+"""Jobs of a sweep as forks of a process that has imported torch already, which takes a job most of its time."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from multiprocessing.connection import Connection
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    [
+        "aavae.train",
+        "aavae.run",
+        "aavae.trainer",
+        "aavae.optim",
+        "hydra.main",
+        "matplotlib.backends.backend_agg",
+        "pytest",
+    ]
+)
+
+
+def _become(command: list[str], log: str, env: dict[str, str], folder: str, stdin: Connection) -> None:
+    from aavae.train import main
+
+    os.setsid()
+    out = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for source, target in ((stdin.fileno(), 0), (out, 1), (out, 2)):
+        os.dup2(source, target)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", 1), open(2, "w", 1)  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[:0] = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    sys.argv = ["aavae-train", *command[3:]]
+    main()
+
+
+class Popen:
+    """What `subprocess.Popen` is to a pool, for `python -m aavae.train …` only: all of it runs, but for exec."""
+
+    def __init__(self, command, *, stdin, stdout, stderr, env, start_new_session):
+        assert command[:3] == [sys.executable, "-m", "aavae.train"] and start_new_session and stdout is stderr
+        theirs, self.stdin = _CONTEXT.Pipe(duplex=False)
+        self.process = _CONTEXT.Process(target=_become, args=(command, stdout.name, env, os.getcwd(), theirs))
+        self.process.start()
+        theirs.close()
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """As of subprocess: negative if a signal killed it."""
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        """Its return code, None while it runs."""
+        return self.process.exitcode
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, signum)

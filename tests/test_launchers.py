@@ -1,0 +1,173 @@
+"""Sweeps through launchers and a sweeper of others: what is ours about them, and that a job's death is its own."""
+
+import configparser
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import aavae.conf
+import hydra.utils
+import pytest
+from omegaconf import OmegaConf
+
+from aavae import build, study
+from aavae.build.config import EXTRAS
+from aavae.errors import Interrupted
+from aavae.multirun import Multirun
+from aavae.train import Train
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ("trainer=debug", "trainer.max_steps=1", "probe=knn", "features=[h]", "sweep.name=s")
+# A dataset that kills the job it is read in, but not the process that checks all jobs beforehand.
+MORTAL = """
+import os, signal, sys
+from aavae.datasets.synthetic import Synthetic
+
+class Mortal(Synthetic):
+    def __init__(self, size, image_size, num_classes, **others):
+        if size == 255 and any(word.startswith("hydra.run.dir=") for word in sys.argv):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().__init__(size, image_size, num_classes, **others)
+"""
+
+
+def sweep(tmp_path, *arguments):
+    """`aavae-train -m` over a job that trains and one that kills itself; gives the exit code and the folder."""
+    (tmp_path / "mortal.py").write_text(MORTAL)
+    mortal = ("dataset._target_=mortal.Mortal", "dataset.size=choice(255,256)")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "aavae.train", "-m", *TINY, *mortal, *arguments]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    return ended, tmp_path / "multirun" / "s"
+
+
+def check_that_one_job_died_and_one_did_not(ended, folder):
+    assert ended.returncode == 1, ended.stderr
+    found = {}
+    for job in folder.glob("*/status.json"):
+        config = OmegaConf.load(job.parent / "config.yaml") if (job.parent / "config.yaml").exists() else None
+        found[config and config.dataset.size] = json.loads(job.read_text()), job.parent
+    assert found.keys() == {None, 256}
+    died, alive = found[None][0], found[256][0]
+    assert died["state"] == "failed" and "SIGKILL" in died["reason"]
+    assert alive["state"] == "done" and alive["score"] is not None
+    assert (found[256][1] / "results.json").exists() and "kNN" in (found[256][1] / "log.txt").read_text()
+    return alive["score"]
+
+
+# ---- Where they are installed -------------------------------------------------------------------------------------
+
+
+def test_submitit_runs_the_other_jobs_when_one_is_killed(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    ended, folder = sweep(tmp_path, "hydra/launcher=submitit_local")
+    check_that_one_job_died_and_one_did_not(ended, folder)
+    jobs = json.loads((folder / "sweep.json").read_text())["jobs"]
+    assert {job["name"] for job in jobs} == {"dataset.size=255", "dataset.size=256"}
+    assert "dataset.size=255" in ended.stdout and "SIGKILL" in ended.stdout
+
+
+def test_optuna_through_joblib_goes_on_when_a_trial_is_killed(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    two = ("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "hydra.sweeper.sampler.seed=0")  # one of each size
+    ended, folder = sweep(tmp_path, "hydra/launcher=joblib_pool", "hydra/sweeper=search", *two)
+    assert "max_failure_rate" not in ended.stdout
+    score = check_that_one_job_died_and_one_did_not(ended, folder)
+    with sqlite3.connect(folder / "optuna.db") as database:
+        assert database.execute("SELECT study_name FROM studies").fetchall() == [("epochs_2",)]
+        assert database.execute("SELECT direction FROM study_directions").fetchall() == [("MAXIMIZE",)]
+        assert sorted(database.execute("SELECT state FROM trials").fetchall()) == [("COMPLETE",), ("FAIL",)]
+    best = OmegaConf.load(folder / "optimization_results.yaml")
+    assert best.best_params == {"dataset.size": 256} and best.best_value == score
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Optuna 2 of SQLAlchemy
+def test_a_trial_that_was_interrupted_is_asked_for_again(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    storage = f"sqlite:///{tmp_path}/optuna.db"
+    assert study.ask_again("epochs_2", storage) == 0
+    begun = optuna.create_study(study_name="epochs_2", storage=storage, direction="maximize")
+    ended, interrupted = begun.ask(), begun.ask()
+    began = [trial.suggest_float("optimizer.lr", 1e-5, 1e-2) for trial in (ended, interrupted)]
+    begun.tell(ended, 0.5)
+    assert study.ask_again("epochs_2", storage) == 1
+    again = optuna.load_study(study_name="epochs_2", storage=storage).ask()
+    assert again.suggest_float("optimizer.lr", 1e-5, 1e-2) == began[1]
+    assert study.ask_again("epochs_2", storage) == 1  # that one was stopped, too
+
+
+def test_slurm_is_asked_for_a_gpu_a_job_and_a_signal_in_time(tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    for name, does in {"srun": "", "sbatch": f'cp "$1" {tmp_path}/script; echo no cluster >&2; exit 1'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    chosen = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu", f"hydra.sweep.dir={tmp_path}", "sweep.name=s"]
+    assert build.compose(chosen).sweep.name == "s"
+    launcher = hydra.utils.instantiate(build.hydra_node(chosen).launcher)
+    launcher.setup(hydra_context=None, task_function=len, config=OmegaConf.create({"hydra": {"sweep": {"dir": "."}}}))
+    with pytest.raises(Exception, match="no cluster"):
+        launcher.launch([["seed=0"], ["seed=1"], ["seed=2"]], 0)
+    asked = {line.removeprefix("#SBATCH --") for line in (tmp_path / "script").read_text().splitlines()}
+    assert {"gpus-per-node=1", "cpus-per-task=8", "partition=gpu", "array=0-2%3", "time=1440"} <= asked
+    before = next(int(line.partition("@")[2]) for line in asked if line.startswith("signal=USR2@"))
+    from aavae.pool import GRACE
+
+    assert before > GRACE  # what a stopped job has to save what it has
+
+
+def test_a_score_is_not_minimised_and_slurm_wants_slurm(train, tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    ended = train("-m", *TINY, "hydra/sweeper=optuna", "latent_dim=choice(4,8)")
+    assert ended.code == 2 and "hydra.sweeper.direction=maximize" in ended.err
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ended = train("-m", *TINY, "hydra/launcher=slurm", "seed=0,1")
+    assert ended.code == 2 and "srun" in ended.err
+    assert not any(tmp_path.iterdir())
+
+
+# ---- Everywhere ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", ["launcher=slurm", "launcher=joblib_pool", "launcher=ray_cluster", "sweeper=search"])
+def test_what_is_not_installed_is_named_with_its_extra(choice, train, tmp_path):
+    described = OmegaConf.load(Path(aavae.conf.__file__).parent / f"hydra/{choice.replace('=', '/')}.yaml")
+    plugin = {"slurm": "submitit", "ray": "ray", "joblib": "joblib", "optuna": "optuna"}
+    extra = EXTRAS[described.defaults[0]]
+    try:
+        __import__(f"hydra_plugins.hydra_{plugin[extra]}_{choice.split('=')[0]}")
+    except ModuleNotFoundError:
+        ended = train("-m", *TINY, f"hydra/{choice}", "seed=0,1")
+        assert ended.code == 2 and f"pip install 'aavae[{extra}]'" in ended.err
+        assert ended.err.count("\n") == 1 and not any(tmp_path.iterdir())
+    else:
+        assert build.hydra_node([f"hydra/{choice}"])
+
+
+def test_every_extra_that_is_named_can_be_installed():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert set(EXTRAS.values()) <= set(setup["options.extras_require"])
+
+
+def test_slurms_signal_stops_a_job_and_is_then_given_to_submitit(tmp_path, monkeypatch):
+    heard = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: heard.append((tmp_path / "status.json").read_text()))
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(Multirun, "_child", lambda self, job: sleeper)
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGUSR2))
+    timer.start()
+    try:
+        with pytest.raises(Interrupted):
+            Multirun(Train(), ["trainer=debug"], None).run_alone(["trainer=debug"], 0, tmp_path, {})
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR2, before)
+    assert len(heard) == 1 and json.loads(heard[0])["state"] == "interrupted"  # it had ended by then
