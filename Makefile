@@ -24,7 +24,7 @@ demo: $(STAMP) ## pretrain on handwritten digits, evaluate, show: about a minute
 
 test: $(STAMP) ## run the tests
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 format: $(STAMP) ## format the code
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

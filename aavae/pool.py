@@ -126,7 +126,7 @@ class Pool:
         return Outcome(state, None, reason)
 
     def _stop(self, signum: int, frame: object) -> None:
-        again = self.stopped is not None
+        again = self.stopped not in (None, signal.SIGUSR2)  # Slurm's is followed by a SIGTERM
         # Not print: a signal may arrive in the middle of one.
         os.write(2, b"\nkilling them\n" if again else b"\nstopping: what runs saves itself first; again to kill it\n")
         self.stopped = signum

@@ -67,6 +67,8 @@ class Train(Command):
             sweep.begin()
             try:
                 code = self.launch(Task(self, sweep=sweep))
+            except SystemExit as error:  # Hydra's, which has printed why another launcher or sweeper gave up
+                code = error.code
             except KeyboardInterrupt as error:
                 from aavae.console import shown
 

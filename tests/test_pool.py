@@ -302,8 +302,9 @@ class Slow(Command):
 Slow().main()
 """
 LAUNCHER = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup would have had ignored
 from aavae.pool import Pool
 from aavae.sweeps import Job
 here = Path(sys.argv[1])

@@ -130,10 +130,6 @@ def test_a_sweep_survives_what_its_jobs_do_and_is_gone_on_with(quick_jobs, train
     assert len(rows) == 7
 
     before = stamps(*place.values())
-    ended = train(*command)
-    assert ended.code == 0 and "6 jobs, 6 of them done" in ended.out
-    assert stamps(*place.values()) == before
-
     ended = train(*command[:-1], "seed=0,1,2,3,4,5,6")
     assert ended.code == 0 and "7 jobs, 6 of them done" in ended.out
     assert stamps(*place.values()) == before
@@ -174,25 +170,21 @@ def test_a_job_that_never_saved_begins_afresh_and_one_that_lost_its_checkpoint_s
     assert again.code == 1 and "which is gone" in again.out
 
 
-def test_beginning_afresh_is_meant_once(sweep, train):
-    assert sweep("seed=0", "sweep.name=s").code == 0
-    (place,) = jobs("multirun/s").values()
-    first = stamps(place)
-    assert sweep("seed=0", "sweep.name=s", "resume=never").code == 0
-    second = stamps(place)
-    assert second[place / "last.pt"] > first[place / "last.pt"]
-    assert train("sweep.resume=multirun/s").code == 0
-    assert stamps(place) == second
-
-
-def test_what_is_asked_for_anew_is_done_anew(sweep):
+def test_what_is_asked_for_anew_is_done_anew_and_begun_afresh_once(sweep, train):
     assert sweep("seed=0", "sweep.name=s").code == 0
     (place,) = jobs("multirun/s").values()
     assert not (place / "results.json").exists()  # no probes, no results, and done all the same
     ended = sweep("seed=0", "sweep.name=s", "probe=knn")
     assert ended.code == 0 and "of them done" not in ended.out and (place / "results.json").exists()
-    ended = sweep("seed=0", "sweep.name=s", "probe=knn", "trainer.max_steps=2")
+    ended = sweep("seed=0", "sweep.name=s", "trainer.max_steps=2")
     assert ended.code == 0 and status.read(place)["step"] == 2
+    ended = sweep("seed=0", "sweep.name=s", "trainer.max_steps=2", "resume=never")
+    assert ended.code == 0 and "of them done" not in ended.out
+    (session,) = json.loads((place / "provenance.json").read_text())
+    assert session["step"] == 0
+    assert not any(
+        "resume=" in word for launch in sweeps.read(place.parent)["launches"] for word in launch["overrides"]
+    )
 
 
 def test_going_on_takes_other_ways_of_launching_and_nothing_else(sweep, train, tmp_path):
@@ -249,8 +241,8 @@ def test_the_folder_is_that_of_what_is_swept_however_it_is_launched(sweep):
     assert "1 of them done" in sweep("seed=0", "dry_run=true").out
 
 
-@pytest.mark.parametrize("where", ["~/s", "../a 'b'/x=[z]"])
-def test_the_folder_is_as_typed(sweep, where):
+def test_the_folder_is_as_typed(sweep):
+    where = "~/a 'b'/x=[z]"
     ended = sweep("seed=0", f"hydra.sweep.dir={quoted(where)}")
     assert ended.code == 0, ended.err
     (place,) = jobs(where).values()
@@ -267,12 +259,12 @@ def test_jobs_of_another_launcher_are_checked_summed_up_and_gone_on_with(sweep, 
     basic = ("sweep.name=s", "hydra/launcher=basic")
     ended = sweep("seed=0,1", *basic, "batch_size=9999")
     assert ended.code == 2 and "2 of 2 jobs are impossible" in ended.err and not Path("multirun").exists()
-    assert sweep("seed=0,1", *basic).code == 0
-    assert states("multirun/s") == {"seed=0": "done", "seed=1": "done"}
-    place = jobs("multirun/s")
-    for path in place["seed=1"].glob("*.pt"):
+    assert sweep("seed=0", *basic).code == 0
+    assert states("multirun/s") == {"single": "done"}
+    (place,) = jobs("multirun/s").values()
+    for path in place.glob("*.pt"):
         path.unlink()
-    status.write(place["seed=1"], "interrupted")
+    status.write(place, "interrupted")
     ended = train("sweep.resume=multirun/s")
     assert ended.code == 1 and "which is gone" in ended.out
     ended = train("sweep.resume=multirun/s", "hydra/launcher=processes")
@@ -285,18 +277,18 @@ def test_a_sweeper_gets_the_scores_batch_by_batch(sweep, monkeypatch):
     search, got = BasicSweeper.sweep, []
     monkeypatch.setattr(BasicSweeper, "sweep", lambda self, arguments: got.append(search(self, arguments)) or got[-1])
     limits = (
-        "hydra.sweeper.max_batch_size=2",
+        "hydra.sweeper.max_batch_size=1",
         "schedule.warmup_epochs=0",
         "trainer.max_steps=4",
         "trainer.log_every=1",
         "trainer.validate_every=1",
     )
-    ended = sweep("optimizer.lr=1e-3,1e30,1e-4", *limits, "sweep.name=s")
+    ended = sweep("optimizer.lr=1e30,1e-3", *limits, "sweep.name=s")
     assert ended.code == 1
     ((first, second),) = got
     scores = [returned.return_value for returned in (*first, *second)]
     said = [status.read(place) for place in jobs("multirun/s").values()]
-    assert scores == [said[0]["score"], None, said[2]["score"]] and scores[0] is not None
+    assert scores == [None, said[1]["score"]] and scores[1] is not None
     assert len(sweeps.read(Path("multirun/s"))["launches"]) == 1
 
 
@@ -346,9 +338,9 @@ def test_bad_input_is_refused_before_anything_is_begun(sweep, arguments):
 
 
 def test_a_long_list_of_impossible_jobs_is_cut(sweep):
-    ended = sweep("batch_size=range(9001,9021)")
-    assert ended.code == 2 and "20 of 20 jobs are impossible" in ended.err
-    assert len(ended.err.splitlines()) == 12 and ended.err.endswith("and 10 more\n")
+    ended = sweep("batch_size=range(9001,9013)")
+    assert ended.code == 2 and "12 of 12 jobs are impossible" in ended.err
+    assert len(ended.err.splitlines()) == 12 and ended.err.endswith("and 2 more\n")
 
 
 def test_a_disk_that_is_too_small_is_said_before_it_is_full(sweep, monkeypatch):
