@@ -792,7 +792,7 @@ def test_imagenet_tests_on_val_and_holds_out_a_tenth_of_train(tmp_path):
 def test_imagenet_has_its_own_facts(tmp_path):
     data = ImageNet(save(tmp_path, classes("train/") + classes("val/", 2)))
     assert (data.image_size, data.resize, data.stem, data.in_memory) == (224, 256, "imagenet", False)
-    assert data.mean == [0.485, 0.456, 0.406] and data.std == [0.229, 0.224, 0.225]
+    assert data.mean == (0.485, 0.456, 0.406) and data.std == (0.229, 0.224, 0.225)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

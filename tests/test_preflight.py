@@ -178,7 +178,8 @@ def test_a_signal_ends_the_check_at_once_and_leaves_no_process(monkeypatch, tmp_
         time.sleep(0.2)
         os.kill(os.getpid(), signum)
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a command has it
+    # As a command has it, whatever started this process has had ignored.
+    before = {s: signal.signal(s, signal.default_int_handler) for s in (signal.SIGINT, signal.SIGTERM)}
     stopper = threading.Thread(target=stop)
     stopper.start()
     try:
@@ -186,7 +187,8 @@ def test_a_signal_ends_the_check_at_once_and_leaves_no_process(monkeypatch, tmp_
             preflight.preflight([], None, "config")
     finally:
         stopper.join()
-        signal.signal(signal.SIGTERM, before)
+        for s, handler in before.items():
+            signal.signal(s, handler)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
