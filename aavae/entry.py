@@ -77,6 +77,9 @@ class Command:
         except UserError as error:
             print(f"{self.name}: {error}", file=sys.stderr)
             code = 2
+        except BrokenPipeError:  # nobody reads on, as after | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            code = 128 + signal.SIGPIPE
         except KeyboardInterrupt as error:
             if not getattr(error, "said", False):
                 print(f"{self.name}: interrupted", file=sys.stderr)

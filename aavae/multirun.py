@@ -139,8 +139,8 @@ class Multirun:
             self.jobs = [
                 Job(n, o, folder / p.identity, grid.name(o)) for n, (o, p) in enumerate(zip(own, plans, strict=True))
             ]
-        done = [p for p in plans if is_done(folder / p.identity, p.config)]
-        self._say(folder, plans, [p for p in plans if p not in done], speed, grid.complete)
+        left = [p for p in plans if not is_done(folder / p.identity, p.config)]
+        self._say(folder, plans, left, speed, grid.complete)
         return None if cfg.dry_run else folder
 
     def name_of(self, overrides: list[str]) -> str:

@@ -224,17 +224,15 @@ def test_an_encoder_of_timm_goes_back_to_timm_alone(convert, tmp_path, name, kwa
 
 
 def test_an_encoder_of_one_s_own_has_to_be_trusted(convert, tmp_path, monkeypatch):
-    (tmp_path / "their_encoder.py").write_text(
-        "from torch import nn\ndef flat(width):\n    return nn.Linear(3, width)\n"
-    )
+    (tmp_path / "a_module.py").write_text("from torch import nn\ndef flat(width):\n    return nn.Linear(3, width)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    facts = {"architecture": {"_target_": "their_encoder.flat", "width": 2}, "mean": [0.5] * 3, "std": [0.25] * 3}
+    facts = {"architecture": {"_target_": "a_module.flat", "width": 2}, "mean": [0.5] * 3, "std": [0.25] * 3}
     checkpoint.save_encoder(tmp_path / "in.safetensors", nn.Linear(3, 2), facts)
     ended = convert("in.safetensors", "out.safetensors")
-    assert ended.code == 2 and "if you trust it, say trust=[their_encoder]" in ended.err
-    assert convert("in.safetensors", "out.safetensors", "trust=[their_encoder]").code == 0
-    ended = convert("in.safetensors", "no.safetensors", "trust=their_encoder", "to=timm")
-    assert ended.code == 2 and "timm has no model that computes what their_encoder.flat does" in ended.err
+    assert ended.code == 2 and "if you trust it, say trust=[a_module]" in ended.err
+    assert convert("in.safetensors", "out.safetensors", "trust=[a_module]").code == 0
+    ended = convert("in.safetensors", "no.safetensors", "trust=a_module", "to=timm")
+    assert ended.code == 2 and "timm has no model that computes what a_module.flat does" in ended.err
 
 
 STEM = "the encoder's stem is {} ({}, no max-pool); {}'s ResNets have ImageNet's (7×7, stride 2, max-pool)"

@@ -30,6 +30,9 @@ class ProcessLauncher(Launcher):
         from aavae.errors import UserError
         from aavae.sweeps import Job
 
+        if self.task.sweep is None:
+            self.task.error = UserError("hydra/launcher=processes is for sweeps of aavae-train; leave it out")
+            return []
         setup_globals()
         state = Singleton.get_state()  # of Hydra, which looking into a job's config changes
         jobs, configs, returns = [], [], []
