@@ -107,6 +107,7 @@ class _Reader(pickle.Unpickler):
         self.strangers: dict[tuple[str, str], type] = {}
 
     def persistent_load(self, pid: tuple) -> Tensor:
+        """The numbers of a storage, `(N,)`."""
         kind, dtype, key, _, numel = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise pickle.UnpicklingError(f"{kind} of {dtype}")
@@ -118,6 +119,7 @@ class _Reader(pickle.Unpickler):
         return self.storages[key]
 
     def find_class(self, module: str, name: str) -> Any:
+        """What stands for a name: never what it is the name of. Raises UserError for what no checkpoint needs."""
         # torch.save writes protocol 2, which calls Python's own modules by their names of old.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         if (module, name) in KNOWN:
