@@ -112,8 +112,7 @@ def load_trained(path: Path, trust: tuple[str, ...] = (), **unstated: str | int 
     if path.suffix == ".safetensors":
         return _encoder_alone(path, trust)
     state, allowed = state or read_state(path, **unstated), checkpoint.trusting(trust)
-    if not isinstance(config := state.get("config"), dict):
-        raise UserError(f"{path} does not say how it was trained; load_model reads it")
+    config = _config_of(state, path)
     model, note = checkpoint.model_of(state, path, allowed), note or state.get("note")
     return Trained(
         model=model,
@@ -169,8 +168,7 @@ def portable(path: Path, trust: tuple[str, ...] = (), **said: str | int | None) 
     """
     path = _full(path)
     state = read_state(path, **said)
-    if not isinstance(state.get("config"), dict):
-        raise UserError(f"{path} does not say how it was trained; load_model reads it")
+    _config_of(state, path)
     checkpoint.model_of(state, path, checkpoint.trusting(trust))
     agree(path, state, **said)
     return {k: state.get(k) for k in PORTABLE}
@@ -230,6 +228,12 @@ def _full(path: str | Path) -> Path:
     if path.suffix == ".safetensors":
         raise UserError(f"{path} holds an encoder only; load it with load_encoder, or give a checkpoint")
     return path
+
+
+def _config_of(state: dict, path: Path) -> dict:
+    if not isinstance(config := state.get("config"), dict):
+        raise UserError(f"{path} does not say how it was trained; load_model reads it")
+    return config
 
 
 def _located(path: str | Path, names: tuple[str, ...]) -> Path:
