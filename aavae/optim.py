@@ -52,8 +52,8 @@ def optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer `name` over the trainable parameters of `model`; `kwargs` go to its constructor.
 
-    On CUDA the fused implementation is taken where torch has one. Raises UserError for an unknown name, a value out of
-    range or an argument the optimizer does not take.
+    On CUDA and the CPU the fused implementation is taken where torch has one. Raises UserError for an unknown name, a
+    value out of range or an argument the optimizer does not take.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}, not {name!r}")
@@ -67,7 +67,7 @@ def optimizer(
     kwargs = dict(kwargs or {})
     if unknown := set(kwargs) - set(accepted):
         raise UserError(f"optimizer {name} takes no {', '.join(sorted(unknown))}; it takes {', '.join(accepted)}")
-    if "fused" in accepted and "fused" not in kwargs and next(model.parameters()).is_cuda:
+    if "fused" in accepted and "fused" not in kwargs and next(model.parameters()).device.type in ("cuda", "cpu"):
         kwargs["fused"] = True
     try:
         return build(parameter_groups(model, weight_decay, exclude_bias_and_norm), lr=lr, **kwargs)

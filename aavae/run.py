@@ -17,7 +17,7 @@ from aavae.loggers import Beginning, Loggers
 from aavae.probes import record
 from aavae.provenance import PROVENANCE, note, provenance
 from aavae.results import RESULTS, read_results
-from aavae.runtime import Signals, device_name
+from aavae.runtime import Signals, device_name, has_bf16_units
 from aavae.trainer import Trainer
 
 
@@ -200,7 +200,10 @@ class Run:
         say(f"method      {cfg['method']}, seed {cfg['seed']}")
         say(f"dataset     {t.dataset.name}: {len(t.loader.split):,} images for pretraining, {t.dataset.image_size}²")
         say(f"model       {parameters:,} parameters ({encoder:,} in the encoder), latent {cfg['latent_dim']}")
-        say(f"device      {device_name(t.device)}{several}, {t.precision.name}")
+        hint = ""
+        if t.precision.dtype is None and has_bf16_units(t.device):
+            hint = " (precision=bf16 is faster on this CPU)"
+        say(f"device      {device_name(t.device)}{several}, {t.precision.name}{hint}")
         start = f", from step {t.step:,}" if t.step else ""
         say(f"training    {t.total_steps:,} steps: {cfg['epochs']} epochs of {t.loader.steps_per_epoch}{start}")
         say(f"folder      {shown(self.folder)}")

@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -46,6 +48,13 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether `device` is a CPU that computes bf16 in hardware, so that precision=bf16 is faster there than float32."""
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.10 does not say
+        return False
+    return any(torch.cpu.get_capabilities().get(unit) for unit in ("avx512_bf16", "amx_bf16"))
+
+
 @dataclass(frozen=True)
 class Precision:
     """What the forward pass computes in: `name`, and the autocast dtype (None: float32 throughout)."""
@@ -85,6 +94,21 @@ def pick_precision(name: str, device: torch.device) -> Precision:
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = name != "fp32"
     return Precision(name, device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name))
+
+
+def compiler(device: torch.device, compile: bool, cuda_graphs: bool) -> Callable[[Callable], Callable]:
+    """What makes the functions of a training step fast: torch.compile, its kernels replayed as CUDA graphs, or nothing.
+
+    Raises UserError for CUDA graphs without CUDA or without compile.
+    """
+    if cuda_graphs and not compile:
+        raise UserError("trainer.cuda_graphs=true needs trainer.compile=true, whose kernels it replays")
+    if cuda_graphs and device.type not in ("cuda", "meta"):
+        raise UserError(f"trainer.cuda_graphs=true needs a CUDA device; this run is on {device.type}")
+    if not compile or device.type == "meta":  # where nothing is computed, there is nothing to make faster
+        return lambda function: function
+    # Every step has the same shapes: kernels for any shape would only be slower.
+    return partial(torch.compile, dynamic=False, mode="reduce-overhead" if cuda_graphs else None)
 
 
 def make_deterministic() -> None:

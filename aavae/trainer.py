@@ -24,7 +24,7 @@ from aavae.model import AutoEncoder, Output
 from aavae.pipelines import Pipeline
 from aavae.probes import Guest, Picture, name_of
 from aavae.representations import TRAINED
-from aavae.runtime import Precision, Processes, Signals, generator_for, seed_default, seed_for, send
+from aavae.runtime import Precision, Processes, Signals, compiler, generator_for, seed_default, seed_for, send
 from aavae.schedules import Schedule
 
 
@@ -59,6 +59,7 @@ class Trainer:
         clean_pass: str = "every_step",
         channels_last: bool = True,
         compile: bool = False,
+        cuda_graphs: bool = False,
         log_every: int = 50,
         validate_every: int = 20,
         checkpoint_epochs: tuple[int, ...] = (),
@@ -85,9 +86,9 @@ class Trainer:
         self.device, self.precision, self.processes = device, precision, processes or Processes()
         self.untrained_encoder = copy.deepcopy(model.encoder)
         self.model = model.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        if compile:
-            self.model.compile()
         self.loss, self.augmentation, self.dataset = loss, augmentation, dataset.load(device)
+        compiled = compiler(device, compile, cuda_graphs)
+        self._encode, self._learn = compiled(self.model.encode), compiled(self._reconstruct)
         self.loader = Loader(dataset, augmentation, batch_size, seed, device, self.processes)
         rows = self.loader.share.stop - self.loader.share.start
         if rows % accumulate or rows // accumulate < 2:
@@ -121,8 +122,7 @@ class Trainer:
                 clean = self._clean_pass(x)
             # Apart: weights that autocast has cast without gradient must not be met again with one.
             with self.precision.autocast():
-                output = self.model(view, None if noise is None else noise[rows])  # encode the augmented view,
-                part = self.loss(output, x)  # reconstruct the clean image
+                output, part = self._learn(view, x, None if noise is None else noise[rows])
             self.scaler.scale(part["loss"] / self.accumulate).backward()
             for name, value in part.items():
                 terms[name] = terms[name] + value.detach() / self.accumulate
@@ -140,6 +140,10 @@ class Trainer:
             generator, std = generator_for(self.seed, "diagnostics", self.step), x.new_tensor(self.dataset.std)
             terms |= diagnostics.of_step(self.model, self.loss, output, x, clean, std, generator)
         return dict(terms)
+
+    def _reconstruct(self, view: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Output, dict[str, Tensor]]:
+        output = self.model(view, noise)  # encode the augmented view,
+        return output, self.loss(output, x)  # reconstruct the clean image
 
     def _set_learning_rate(self) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
@@ -172,7 +176,7 @@ class Trainer:
 
     @torch.no_grad()
     def _clean_pass(self, x: Tensor) -> Output | None:
-        return self.model.encode(x) if self.clean_pass == "every_step" else None
+        return self._encode(x) if self.clean_pass == "every_step" else None
 
     # ---- The loop -------------------------------------------------------------------------------------------------
 

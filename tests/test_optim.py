@@ -93,7 +93,7 @@ def test_three_steps_equal_the_library_s_own(name, reference, kwargs):
             model(x).square().mean().backward()
             optimizer.step()
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(mine, other)
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)  # ours is fused where it can be
 
 
 def test_adam_s_weight_decay_is_in_the_gradient_and_adamw_s_is_not():

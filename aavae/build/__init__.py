@@ -140,6 +140,8 @@ def trainer(cfg: DictConfig, processes=None, *, data=None, meta: bool = False):
     precision = runtime.pick_precision(cfg.precision, device)
     if cfg.deterministic:
         runtime.make_deterministic()
+    elif device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # every step has the same shapes, which are worth a search for kernels
     device = torch.device("meta") if meta else device
     objective, data = loss(cfg), data or dataset(cfg)
     augment = augmentation(cfg, data)

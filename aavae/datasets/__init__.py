@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from aavae.pipelines import Crops, Pipeline, SimCLR
+from aavae.runtime import send
 
 SPLIT_SEED = 42  # of the released code, whatever the seed of the run (spec §1.5)
 
@@ -25,14 +26,22 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    def to(self, device: torch.device) -> "Split":
+        """The same split with its images on `device`."""
+        return Split(self.images.to(device), self.labels)
+
     def take(self, indices: Tensor) -> "Split":
         """The images at `indices`, as a split of their own."""
-        where = indices.to(self.images.device)
-        return Split(self.images[where], None if self.labels is None else self.labels[indices.to(self.labels.device)])
+        labels = None if self.labels is None else self.labels[send(indices, self.labels.device)]
+        return Split(self.images[send(indices, self.images.device)], labels)
 
-    def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """The images in order, uint8, `batch_size` at a time; the last batch may be smaller."""
-        yield from self.images.split(batch_size)
+    def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[Tensor]:
+        """The images, or those at `order`, uint8, `batch_size` at a time; the last batch may be smaller."""
+        if order is None:
+            yield from self.images.split(batch_size)
+            return
+        for indices in send(order, self.images.device).split(batch_size):
+            yield self.images[indices]
 
     def fingerprint(self) -> str:
         """A short hash of shape, labels and a thousand evenly spaced images: two different datasets differ in it."""
@@ -96,7 +105,8 @@ class Dataset(ABC):
         """The light augmentation that classifiers are trained with."""
         return Crops(self.image_size // 8)
 
-    def _constants(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def constants(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, each `(1, 3, 1, 1)`, where and of the type that `images` are."""
         # Sent to the device once: a step that sent them would wait for the device.
         key = (images.device, images.dtype)
         if key not in self._sent:
@@ -105,12 +115,12 @@ class Dataset(ABC):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Images in [0, 1] → normalised units."""
-        mean, std = self._constants(images)
+        mean, std = self.constants(images)
         return (images - mean) / std
 
     def denormalize(self, images: Tensor) -> Tensor:
         """Normalised units → [0, 1], clamped."""
-        mean, std = self._constants(images)
+        mean, std = self.constants(images)
         return (images * std + mean).clamp(0, 1)
 
     def fingerprint(self) -> str:

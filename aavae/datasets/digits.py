@@ -35,6 +35,6 @@ class Digits(Dataset):
         index = range(len(labels))
         train, rest = train_test_split(index, test_size=500, stratify=labels, random_state=SPLIT_SEED)
         val, test = train_test_split(rest, test_size=300, stratify=labels[rest], random_state=SPLIT_SEED)
-        everything = Split(images.to(device), labels)
-        splits = {n: everything.take(torch.tensor(i)) for n, i in (("train", train), ("val", val), ("test", test))}
-        return splits | {"pretrain": splits["train"], "pretrain_val": splits["val"]}
+        everything = Split(images, labels)
+        train, val, test = (everything.take(torch.tensor(i)).to(device) for i in (train, val, test))
+        return {"pretrain": train, "pretrain_val": val, "train": train, "val": val, "test": test}

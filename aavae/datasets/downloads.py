@@ -104,20 +104,28 @@ class CIFAR10(Dataset):
             images, labels, test_images, test_labels = read_labelled(self.path, self.image_size, self.num_classes)
         else:
             images, labels, test_images, test_labels = self._torchvision(self.path or self.data_dir)
-        kept, held = seeded_split(len(images), len(images) - len(images) // 10)
-        everything = Split(images.to(device), labels)
-        train, val = everything.take(kept), everything.take(held)
-        test = Split(test_images.to(device), test_labels)
+        everything = Split(images, labels)
+        chosen = seeded_split(len(images), len(images) - len(images) // 10)
+        train, val = (everything.take(indices).to(device) for indices in chosen)
+        test = Split(test_images, test_labels).to(device)
         return {"pretrain": train, "pretrain_val": val, "train": train, "val": val, "test": test}
 
 
-def _gather(images: np.memmap, chosen: Tensor, device: torch.device) -> Tensor:
-    """The chosen images on the device, piece by piece: neither host nor device ever holds all of them twice."""
-    out = torch.empty(len(chosen), *images.shape[1:], dtype=torch.uint8, device=device)
-    for i, index in zip(range(0, len(chosen), 5000), chosen.split(5000), strict=True):
-        # The file stores columns before rows.
-        out[i : i + 5000] = torch.from_numpy(images[index.numpy()]).to(device).transpose(2, 3)
+def _shuffled(path: Path, order: Tensor, device: torch.device) -> Tensor:
+    """The images of a binary of STL-10 on the device, the one at `order[i]` as i-th, `(N, 3, 96, 96)` uint8.
+
+    Read once from beginning to end and piece by piece, so that neither host nor device holds them twice.
+    """
+    out = torch.empty(len(order), *STL_IMAGE, dtype=torch.uint8, device=device)
+    with open(path, "rb") as file:
+        for places in order.argsort().split(1000):
+            piece = torch.from_numpy(np.fromfile(file, np.uint8, len(places) * math.prod(STL_IMAGE)))
+            # The file stores columns before rows.
+            out[places.to(device)] = piece.view(-1, *STL_IMAGE).to(device).transpose(2, 3)
     return out
+
+
+STL_IMAGE = (3, 96, 96)
 
 
 class STL10(Dataset):
@@ -149,20 +157,11 @@ class STL10(Dataset):
 
     def read(self, device: torch.device) -> dict[str, Split]:
         """The five splits; a twentieth of the unlabelled and a tenth of the labelled images is held out."""
-        # One look by torchvision checks the sums of all files; the large one is then read without a second copy.
-        data = fetch(torchvision.datasets.STL10, self.root, "stl10_binary", split="test")
-        test = Split(torch.from_numpy(data.data).contiguous().to(device), torch.from_numpy(data.labels).long())
-        binary = self.root / "stl10_binary"
-        splits = {"test": test}
-        for name, names, held_out in (("unlabeled", ("pretrain", "pretrain_val"), 20), ("train", ("train", "val"), 10)):
-            images = np.memmap(binary / f"{name}_X.bin", np.uint8, "r").reshape(-1, 3, 96, 96)
-            labels = None
-            if name == "train":
-                labels = torch.from_numpy(np.fromfile(binary / "train_y.bin", np.uint8)).long() - 1
-            indices = seeded_split(len(images), len(images) - len(images) // held_out)
-            for split, chosen in zip(names, indices, strict=True):
-                splits[split] = Split(_gather(images, chosen, device), None if labels is None else labels[chosen])
-        return splits
+        # Torchvision checks the sums of all files; what it reads itself is dropped at once.
+        fetch(torchvision.datasets.STL10, self.root, "stl10_binary", split="test")
+        pretrain, pretrain_val = self._part("unlabeled", 1 / 20, device)
+        train, val = self._part("train", 1 / 10, device)
+        ...
 
     def crops(self) -> Pipeline:
         """Random resized crops and flips."""

@@ -116,7 +116,7 @@ class ImageFolder(Dataset):
         if not self.in_memory:
             return StreamedSplit(self.store, names, labels, self.image_size, self.resize, self.workers)
         images = self.store.read(names, lambda image: square(image, self.image_size, self.resize))
-        return Split(images.to(device), labels)
+        return Split(images, labels).to(device)
 
     def crops(self) -> Pipeline:
         """Random resized crops and flips."""
@@ -146,9 +146,9 @@ class ImageFolder(Dataset):
 
 def _mean_and_std(split: Split | StreamedSplit, images: int = 10_000) -> tuple[list[float], list[float]]:
     """Per channel, over up to 10,000 evenly spaced training images in [0, 1]."""
-    some = split.take(torch.arange(0, len(split), max(1, len(split) // images)))
+    some = torch.arange(0, len(split), max(1, len(split) // images))
     total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
-    for batch in some.batches(256):
+    for batch in split.batches(256, some):
         pixels = to_float(batch).cpu().double()
         total += pixels.sum((0, 2, 3))
         squares += (pixels**2).sum((0, 2, 3))

@@ -189,9 +189,10 @@ class StreamedSplit:
                 raise batch
             yield batch
 
-    def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """The clean images in order, uint8, on the CPU."""
-        yield from self.stream(i.tolist() for i in torch.arange(len(self)).split(batch_size))
+    def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[Tensor]:
+        """The clean images, or those at `order`, uint8, on the CPU."""
+        order = torch.arange(len(self)) if order is None else order
+        yield from self.stream(i.tolist() for i in order.split(batch_size))
 
     def fingerprint(self) -> str:
         """A short hash of the names and labels."""

@@ -34,7 +34,7 @@ class Synthetic(Dataset):
         tint = 0.6 + 0.4 * torch.cos(angle[:, None] + torch.tensor([0.0, 2.0, 4.0]))
         images = grating[:, None] * tint[:, :, None, None]
         images = images + 0.05 * torch.randn(images.shape, generator=generator)
-        return Split(to_uint8(images.clamp(0, 1)).to(device), labels)
+        return Split(to_uint8(images.clamp(0, 1)), labels).to(device)
 
     def read(self, device: torch.device) -> dict[str, Split]:
         """Three labelled splits; pretraining uses the images of `train` and `val`."""

@@ -1,0 +1,97 @@
+"""The fast recipe computes what the plain one does: each thing it does otherwise, alone, and all of them together."""
+
+import math
+import shutil
+
+import pytest
+import torch
+
+from aavae import build
+from aavae.errors import UserError
+
+NETWORKS = ("encoder=resnet_tiny", "decoder=resnet_tiny", "latent_dim=8", "batch_size=16", "schedule.warmup_epochs=0")
+
+# The plain recipe, and what the fast one does in its stead; both pass the clean images through the encoder.
+PLAIN = {
+    "skip": ("decoder.skip_order=official",),
+    "layout": ("trainer.channels_last=false",),
+    "optimizer": ("+optimizer.kwargs.fused=false", "+optimizer.kwargs.foreach=false"),
+    "compile": ("trainer.compile=false",),
+}
+FAST = {
+    "skip": ("decoder.skip_order=commuted",),
+    "layout": ("trainer.channels_last=true",),
+    "optimizer": ("+optimizer.kwargs.fused=true",),
+    "compile": ("trainer.compile=true",),
+}
+
+
+def trainer(*overrides: str):
+    t = build.trainer(build.compose(["dataset=synthetic", "dataset.size=64", "probe=[]", *NETWORKS, *overrides]))
+    t.model.train()
+    return t
+
+
+def three_steps(recipe: dict[str, tuple[str, ...]]) -> tuple[list[float], torch.Tensor]:
+    """The losses, and the gradient of the first step."""
+    t = trainer("precision=fp32", *(override for overrides in recipe.values() for override in overrides))
+    gradients: list[torch.Tensor] = []
+    t.optimizer.register_step_pre_hook(
+        lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in t.model.parameters() if p.grad is not None]))
+    )
+    losses = [t.train_step(batch)["loss"].item() for _, batch in zip(range(3), t.loader.epoch(0), strict=False)]
+    return losses, gradients[0]
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return three_steps(PLAIN)
+
+
+@pytest.mark.parametrize("what", [["skip"], ["layout"], ["optimizer"], ["skip", "layout", "optimizer"]], ids=", ".join)
+def test_what_is_faster_computes_the_same(plain, what):
+    agree(three_steps(PLAIN | {name: FAST[name] for name in what}), plain)
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_compiled_it_computes_the_same(plain):
+    agree(three_steps(FAST), plain)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_replayed_as_cuda_graphs_it_computes_the_same(plain):
+    agree(three_steps(FAST | {"graphs": ("trainer.cuda_graphs=true", "device=cuda")}), plain)
+
+
+def agree(found: tuple[list[float], torch.Tensor], plain: tuple[list[float], torch.Tensor]) -> None:
+    assert found[0] == pytest.approx(plain[0], rel=1e-5)
+    # Of the first step alone: Adam divides by the gradient's own size, and rounding grows from step to step.
+    assert (found[1] - plain[1]).norm() < 1e-5 * plain[1].norm()
+
+
+def test_the_default_is_all_that_is_fast_but_what_has_to_be_asked_for():
+    assert three_steps({})[0] == three_steps(FAST | {"compile": PLAIN["compile"]})[0]
+
+
+def test_bf16_learns_along_the_same_curve_within_two_percent_of_what_is_left_to_learn():
+    def curve(precision: str) -> torch.Tensor:
+        t = trainer(f"precision={precision}", "optimizer.lr=1e-3")
+        nll = torch.stack([t.train_step(batch)["nll"].detach() for e in range(10) for batch in t.loader.epoch(e)])
+        least = 0.5 * math.log(2 * math.pi) * 3 * 16**2  # of a perfect reconstruction, σ = 1
+        return nll.view(-1, 8).mean(1) - least
+
+    full, half = curve("fp32"), curve("bf16")
+    assert not torch.equal(full, half) and full[-1] < 0.7 * full[0]
+    torch.testing.assert_close(half, full, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["trainer.cuda_graphs=true"], "trainer.cuda_graphs=true needs trainer.compile=true"),
+        (["trainer.cuda_graphs=true", "trainer.compile=true", "device=cpu"], "needs a CUDA device; this run is on cpu"),
+    ],
+)
+def test_graphs_are_refused_where_there_can_be_none(overrides, words):
+    with pytest.raises(UserError, match=words):
+        trainer(*overrides)
