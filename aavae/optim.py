@@ -3,19 +3,18 @@
 import inspect
 import math
 
-import timm.optim
 import torch
 from torch import nn
 
 from aavae.errors import UserError
 
-OPTIMIZERS = {
-    "adam": torch.optim.Adam,  # L2 regularisation in the gradient, as in the released code
+TORCHS = {  # Adam has L2 regularisation in the gradient, as in the released code
+    "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
-    "lamb": timm.optim.Lamb,
-    "lars": timm.optim.Lars,
 }
+TIMMS = {"lamb": "Lamb", "lars": "Lars"}
+OPTIMIZERS = (*TORCHS, *TIMMS)
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -42,6 +41,12 @@ def batch_size_scale(batch_size: int, reference_batch: int) -> float:
     return batch_size / reference_batch
 
 
+def _of_timm(name: str) -> type[torch.optim.Optimizer]:
+    import timm.optim  # takes seconds, which a run without it need not wait
+
+    return getattr(timm.optim, TIMMS[name])
+
+
 def optimizer(
     model: nn.Module,
     name: str,
@@ -62,7 +67,7 @@ def optimizer(
             raise UserError(f"optimizer.{key} must be 0 or more, not {value}")
         if key in (kwargs or {}):
             raise UserError(f"write optimizer.{key}=, not optimizer.kwargs.{key}=")
-    build = OPTIMIZERS[name]
+    build = TORCHS.get(name) or _of_timm(name)
     accepted = inspect.signature(build).parameters
     kwargs = dict(kwargs or {})
     if unknown := set(kwargs) - set(accepted):

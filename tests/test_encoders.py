@@ -120,7 +120,21 @@ def test_the_imagenet_resnet50_is_timm_s_and_torchvision_s(reference):
         torch.testing.assert_close(ours(images), theirs.eval()(images), rtol=1e-4, atol=1e-5)
 
 
-# A tiny and a widened stem are rebuilt by hand, so they are the ones that could miss the initialisation.
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_training_gives_the_gradients_and_the_statistics_of_timm_s(name):
+    torch.manual_seed(0)
+    ours = encoder(name, stem="imagenet")
+    theirs = timm.create_model(name, num_classes=0)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    images = torch.randn(4, 3, 64, 64)
+    for net in (ours.train(), theirs.train()):
+        net(images).square().sum().backward()
+    for (key, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-4 * other.grad.abs().max().item(), msg=key)
+    for mine, other in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
 @pytest.mark.parametrize(
     ("name", "changes"), [("resnet_tiny", {}), ("resnet18", {}), ("resnet50", {"channels": 16})], ids=lambda v: str(v)
 )

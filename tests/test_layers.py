@@ -69,6 +69,20 @@ def test_the_config_is_checked_before_torch_is_imported():
         assert not heavy, (name, heavy)
 
 
+def test_timm_and_torchvision_are_imported_only_where_they_are_used():
+    # A run of the paper needs neither, and together they take seconds that every job of a sweep would wait.
+    heavy = {name for name, path in FILES.items() if {"timm", "torchvision"} & _packages(path)}
+    assert heavy == {"aavae.encoders.timm_model", "aavae.exchange"}
+    begun = {"aavae.train", "aavae.encoders.resnet", "aavae.decoders.resnet", "aavae.datasets.downloads"}
+    while more := set().union(*(inside(FILES[name]) for name in begun)) - begun:
+        begun |= more
+    assert not heavy & begun
+
+
+def _packages(path: Path) -> set[str]:
+    return {m.split(".")[0] for m in imports(path, everywhere=False)}
+
+
 def test_labels_never_enter_the_step():
     source = FILES["aavae.trainer"].read_text() + FILES["aavae.loader"].read_text()
     assert not re.search(r"\blabels\b", source)

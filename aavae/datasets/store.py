@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
-from torchvision.transforms import functional as tvf
 
 from aavae.augmentations import crop_boxes
 from aavae.errors import UserError
@@ -116,9 +115,16 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _torchvision():
+    from torchvision.transforms import functional  # takes seconds, which images of the right size need not wait
+
+    return functional
+
+
 def square(image: Image.Image, size: int, resize: int | None = None) -> Tensor:
     """The image resized (shorter side to `resize`, or `size`; bilinear), centre-cropped: uint8 `(3, size, size)`."""
     if image.size != (size, size) or (resize or size) != size:
+        tvf = _torchvision()
         image = tvf.center_crop(tvf.resize(image, resize or size, antialias=True), [size, size])
     return torch.from_numpy(np.array(image).transpose(2, 0, 1))
 
@@ -152,6 +158,7 @@ class StreamedSplit:
 
     def clean(self, image: Image.Image) -> Tensor:
         """Resize to `resize`, centre-crop to `image_size`: uint8 `(3, H, W)`."""
+        tvf = _torchvision()
         image = tvf.resize(image, self.resize, antialias=True)
         return tvf.pil_to_tensor(tvf.center_crop(image, [self.image_size, self.image_size]))
 
@@ -162,6 +169,7 @@ class StreamedSplit:
         if draws is None:
             return clean, clean
         box = [int(t) for t in crop_boxes(draws[None], image.height, image.width, scale, ratio)]
+        tvf = _torchvision()
         crop = tvf.resized_crop(image, *box, [self.image_size, self.image_size], antialias=True)
         return clean, tvf.pil_to_tensor(crop)
 

@@ -1,20 +1,82 @@
-"""ResNets built with timm (v1.5: the stride sits on the 3×3), with the stems of the released code (spec §1.1)."""
+"""ResNets (He et al. 2016; v1.5: the stride sits on the 3×3) with the stems of the released code (spec §1.1).
 
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
-from torch import nn
+State-dict keys, initialisation and arithmetic are those of timm and torchvision; importing either takes seconds, which
+every job of a sweep would pay.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from aavae.errors import UserError
 
-BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
+BLOCKS = ("basic", "bottleneck")
 STEMS = ("cifar", "stl", "imagenet")
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class Block(nn.Module):
+    """A residual block: 3×3, 3×3 with `planes` channels, or as `bottleneck` 1×1, 3×3, 1×1 with four times as many out.
+
+    The first 3×3 has the stride, and so has the 1×1 convolution on the skip, which is there where the shape changes.
+    """
+
+    def __init__(self, in_channels: int, planes: int, stride: int, bottleneck: bool):
+        super().__init__()
+        self.bottleneck, out_channels = bottleneck, planes * (4 if bottleneck else 1)
+        if bottleneck:
+            self.conv1, self.bn1 = _conv(in_channels, planes, 1), nn.BatchNorm2d(planes)
+            self.conv2, self.bn2 = _conv(planes, planes, 3, stride), nn.BatchNorm2d(planes)
+            self.conv3, self.bn3 = _conv(planes, out_channels, 1), nn.BatchNorm2d(out_channels)
+        else:
+            self.conv1, self.bn1 = _conv(in_channels, planes, 3, stride), nn.BatchNorm2d(planes)
+            self.conv2, self.bn2 = _conv(planes, planes, 3), nn.BatchNorm2d(planes)
+        self.downsample = None
+        if stride > 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(_conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        if self.bottleneck:
+            y = self.bn3(self.conv3(F.relu(y, inplace=True)))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+
+class ResNet(nn.Module):
+    """Images `(B, 3, H, W)` → average-pooled features `(B, output_dim)`; the arguments are those of `resnet`."""
+
+    def __init__(self, bottleneck: bool, layers: list[int], channels: int, stem: str):
+        super().__init__()
+        self.conv1 = _conv(3, channels, 3) if stem == "cifar" else _conv(3, channels, 7, 2)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()
+        width = channels
+        for i, depth in enumerate(layers):
+            blocks, planes = [], channels * 2**i
+            for j in range(depth):
+                blocks.append(Block(width, planes, 2 if i > 0 and j == 0 else 1, bottleneck))
+                width = planes * (4 if bottleneck else 1)
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+        self.output_dim = width
+        for m in self.modules():  # no zero-init of the last BatchNorm of a block, as released
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, output_dim, h, w)
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
 def resnet(block: str, layers: list[int], channels: int = 64, stem: str = "cifar") -> ResNet:
     """A ResNet without its classifier, `(B, 3, H, W)` → `(B, output_dim)`, average-pooled.
 
     `channels` is the width of stem and first stage: 64, 128 (w2), 256 (w4) or 16 (tiny); stages double it. Stems:
-    `cifar` (3×3, stride 1), `stl` (7×7, stride 2), `imagenet` (7×7, stride 2, max-pool). State-dict keys are timm's and
-    torchvision's. Raises UserError for an unknown block or stem.
+    `cifar` (3×3, stride 1), `stl` (7×7, stride 2), `imagenet` (7×7, stride 2, max-pool). Raises UserError for an
+    unknown block or stem.
     """
     if block not in BLOCKS:
         raise UserError(f"encoder.block must be one of {', '.join(BLOCKS)}, not {block!r}")
@@ -24,29 +86,4 @@ def resnet(block: str, layers: list[int], channels: int = 64, stem: str = "cifar
         raise UserError(
             f"encoder.layers must be four positive depths, encoder.channels a positive width; not {layers}, {channels}"
         )
-    widths = tuple(channels * 2**i for i in range(4))
-    net = ResNet(BLOCKS[block], tuple(layers), num_classes=0, channels=widths, zero_init_last=False)
-    kernel, stride = (3, 1) if stem == "cifar" else (7, 2)
-    net.conv1 = nn.Conv2d(3, channels, kernel, stride=stride, padding=kernel // 2, bias=False)
-    if stem != "imagenet":
-        net.maxpool = nn.Identity()
-    if channels != 64:
-        _widen_stem(net, channels)
-    # After the surgery, so that every layer gets it: kaiming_normal(fan_out, relu), BatchNorm 1 and 0, no zero-init.
-    net.init_weights(zero_init_last=False)
-    net.output_dim = net.num_features
-    return net
-
-
-def _widen_stem(net: ResNet, channels: int) -> None:
-    # timm's constructor fixes the stem at 64 channels; everything that touches it is rebuilt.
-    net.bn1 = nn.BatchNorm2d(channels)
-    first = net.layer1[0]
-    old = first.conv1
-    first.conv1 = nn.Conv2d(
-        channels, old.out_channels, old.kernel_size, stride=old.stride, padding=old.padding, bias=False
-    )
-    first.downsample = None
-    if first.expansion > 1:
-        out_channels = channels * first.expansion
-        first.downsample = nn.Sequential(nn.Conv2d(channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+    return ResNet(block == "bottleneck", layers, channels, stem)
