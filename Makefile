@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Built once; a change in the requirements gives another stamp, and with it a new installation.
 STAMP := $(VENV)/.aavae-$(shell cat setup.cfg pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test format clean
+.PHONY: help setup demo test bench format clean
 help: ## show this text
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
 
@@ -25,6 +25,9 @@ demo: $(STAMP) ## pretrain on handwritten digits, evaluate, show: about a minute
 test: $(STAMP) ## run the tests
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: $(STAMP) ## measure speed here, in minutes; BENCH='augmentation --quick' measures less, BENCH=--help says what
+	@$(BIN)/python -m benchmarks $(BENCH)
 
 format: $(STAMP) ## format the code
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

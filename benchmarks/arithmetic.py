@@ -1,0 +1,57 @@
+"""How much a training step computes, and how fast the device multiplies matrices at best."""
+
+import time
+from functools import cache
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from aavae import build
+from aavae.pipelines import Pipeline
+from aavae.runtime import pick_precision
+from benchmarks.timing import wait
+
+# They change how something is computed, and not how much.
+MEANS = (
+    "precision", "trainer.compile", "trainer.cuda_graphs", "trainer.channels_last", "optimizer.kwargs.fused",
+    "optimizer.kwargs.foreach", "batch_size", "dataset.size", "device",
+)  # fmt: skip
+SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16384)}
+TRIES = 5
+
+
+def flop_per_image(overrides: tuple[str, ...]) -> float:
+    """FLOP of a training step by image, without the augmentation: counted in a step on the meta device.
+
+    1 multiplication with its addition is 2 FLOP; the clean pass counts where there is one.
+    """
+    return _counted(tuple(o for o in overrides if o.lstrip("+").partition("=")[0] not in MEANS))
+
+
+@cache
+def _counted(overrides: tuple[str, ...]) -> float:
+    n = 2  # for BatchNorm
+    trainer = build.trainer(build.compose([*overrides, "device=cpu", f"batch_size={n}", "dataset.size=4"]), meta=True)
+    trainer.augmentation = Pipeline()  # views are handed through
+    batch = next(trainer.loader.epoch(0))._replace(cropped=True)
+    with FlopCounterMode(display=False) as counter:
+        trainer.train_step(batch)
+    return counter.get_total_flops() / n
+
+
+def matrix_peak(precision: str, device: torch.device, sizes: tuple[int, ...] | None = None) -> float:
+    """FLOP/s of the best of several large matrix products in a precision of aavae's."""
+    pick_precision(precision, device)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    best = 0.0
+    for n in sizes or SIZES.get(device.type, SIZES["cpu"]):
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        a @ b
+        for _ in range(TRIES):
+            wait(device)
+            began = time.perf_counter()
+            for _ in range(3):
+                a @ b
+            wait(device)
+            best = max(best, 3 * 2 * n**3 / (time.perf_counter() - began))
+    return best
