@@ -14,18 +14,16 @@ import forked
 import pytest
 import torch
 
+from aavae import build
+from aavae.loader import Batch
+from aavae.pipelines import Pipeline, SimCLR
+from benchmarks import __main__ as command
+from benchmarks import augmentation, ladder, reference, rivals, startup, step, syncs, tables, timing
+from benchmarks.arithmetic import flop_per_image, matrix_peak
+from benchmarks.book import Book, Row, summary
+from benchmarks.timing import Candidate, interleave
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # benchmarks/ lies beside aavae/, and is not installed
-
-from aavae import build  # noqa: E402
-from aavae.loader import Batch  # noqa: E402
-from aavae.pipelines import Pipeline, SimCLR  # noqa: E402
-from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import augmentation, ladder, reference, rivals, startup, step, syncs, tables, timing  # noqa: E402
-from benchmarks.arithmetic import flop_per_image, matrix_peak  # noqa: E402
-from benchmarks.book import Book, Row, summary  # noqa: E402
-from benchmarks.timing import Candidate, interleave  # noqa: E402
-
 CPU = torch.device("cpu")
 TINY = (*ladder.DATA, *ladder.MODELS["tiny"].overrides, "batch_size=8", "dataset.size=64", "device=cpu")
 HEAD = {
