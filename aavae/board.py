@@ -79,7 +79,8 @@ class Board:
         room = max(5, self.console.size.height - 6)
         order = sorted(self.jobs, key=lambda job: FIRST.index(self.states[job.number]))[:room]
         more = f"{len(self.jobs) - room} more are not shown" if len(self.jobs) > room else None
-        table = Table(title=f"{len(self.jobs)} jobs: {self._counts()}", title_justify="left", caption=more)
+        title = f"{len(self.jobs)} job{'s' * (len(self.jobs) != 1)}: {self._counts()}"
+        table = Table(title=title, title_justify="left", caption=more)
         for name in ("job", "", "state", "epoch", "images/s", "score", "left"):
             # Where it is narrow, names are cut: numbers that are cut are none.
             table.add_column(name, justify="left" if name in ("", "state") else "right", no_wrap=name != "")

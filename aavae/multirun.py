@@ -152,7 +152,7 @@ class Multirun:
 
         known = "" if complete else ", as far as is known; the others are the sweeper's to choose"
         done = f", {len(plans) - len(left)} of them done" if len(left) < len(plans) else ""
-        print(f"sweep       {shown(folder)}: {len(plans)} jobs{done}{known}")
+        print(f"sweep       {shown(folder)}: {len(plans)} job{'s' * (len(plans) != 1)}{done}{known}")
         print(f"steps       {sum(p.steps for p in left):,} in all")
         if speed:
             where = f"{self.gpus} GPUs at a time" if self.gpus > 1 else plans[0].device
