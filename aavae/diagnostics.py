@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from aavae.losses import NegativeELBO, bits_per_dim, kl_between, log_importance_weight
 from aavae.model import AutoEncoder, Output, full
+from aavae.runtime import send
 
 
 @torch.no_grad()
@@ -24,7 +25,7 @@ def of_step(
     its clean images `x`, where they are known."""
     metrics, noise = latent_statistics(output), None
     if model.stochastic:
-        noise = torch.randn(output.mu.shape, generator=generator).to(x.device)
+        noise = send(torch.randn(output.mu.shape, generator=generator), x.device)
         offset = dequantisation(x, std, generator)
         weights, weights_8bit = log_weights(objective, output, x), log_weights(objective, *shifted(output, x, offset))
         metrics |= density(weights[None], weights_8bit[None], x[0].numel(), std)
@@ -38,7 +39,7 @@ def log_weights(objective: NegativeELBO, output: Output, x: Tensor) -> Tensor:
 
 def dequantisation(x: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
     """What the 8-bit images behind `x` `(B, 3, H, W)` may have lost to rounding: uniform in [0, 1/255) / std."""
-    return (torch.rand(x.shape, generator=generator) / 255).to(x.device) / std.view(1, 3, 1, 1)
+    return send(torch.rand(x.shape, generator=generator) / 255, x.device) / std.view(1, 3, 1, 1)
 
 
 def shifted(output: Output, x: Tensor, offset: Tensor) -> tuple[Output, Tensor]:

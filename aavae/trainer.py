@@ -137,7 +137,7 @@ class Trainer:
         for guest in self.learners:  # on their own labelled images; the encoder learns nothing from them
             terms |= guest.probe.learn(self.model.encoder, self.step)
         if measure:
-            generator, std = generator_for(self.seed, "diagnostics", self.step), x.new_tensor(self.dataset.std)
+            generator, (_, std) = generator_for(self.seed, "diagnostics", self.step), self.dataset.constants(x)
             terms |= diagnostics.of_step(self.model, self.loss, output, x, clean, std, generator)
         return dict(terms)
 

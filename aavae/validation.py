@@ -1,7 +1,5 @@
 """The losses and densities of a held-out split, over fixed views and fixed noise."""
 
-from collections import defaultdict
-
 import torch
 from torch import Tensor
 
@@ -9,7 +7,7 @@ from aavae.datasets import Dataset, Split, to_float
 from aavae.diagnostics import active_units, agreement, density, dequantisation, latent_statistics, log_weights, shifted
 from aavae.model import AutoEncoder
 from aavae.pipelines import Pipeline
-from aavae.runtime import Precision, generator_for
+from aavae.runtime import Precision, generator_for, send
 
 BATCH = 128  # not that of training, on which the draws would depend then
 
@@ -30,29 +28,29 @@ class Validator:
         """Metrics by name, each the mean over the images of `split` (active_units: over the split)."""
         was_training = model.training
         model.eval()
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-        mus = []
+        rows, sizes, mus = [], [], []
         for i, images in enumerate(split.batches(BATCH)):
             metrics, mu = self._batch(model, objective, images, i, precision)
+            rows.append(torch.stack(list(metrics.values())))
+            sizes.append(len(images))
             mus.append(mu)
-            for name, value in metrics.items():
-                sums[name] = sums[name] + value.cpu().double() * len(images)
         model.train(was_training)
-        means = {name: (total / len(split)).item() for name, total in sums.items()}
-        return means | {"active_units": active_units(torch.cat(mus)).item()}
+        shares = torch.tensor(sizes, dtype=torch.float64) / len(split)
+        means = shares @ torch.stack(rows).cpu().double()  # the one place that waits for the device
+        return dict(zip(metrics, means.tolist(), strict=True)) | {"active_units": active_units(torch.cat(mus)).item()}
 
     def _batch(
         self, model, objective, images: Tensor, i: int, precision: Precision
     ) -> tuple[dict[str, Tensor], Tensor]:
         dataset, n, d = self.dataset, len(images), model.latent_dim
         generator = generator_for(self.seed, "validation", i)
-        source = to_float(images.to(self.device))
+        source = to_float(send(images, self.device))
         clean = dataset.target(source)
         x = dataset.normalize(clean)
         draws = self.augmentation.draw(n, source.shape[-1], generator)
         view = dataset.normalize(self.augmentation.apply(source, draws)) if self.augmentation.augments else x
-        noise = torch.randn(self.samples + 1, n, d, generator=generator).to(self.device)
-        std = x.new_tensor(dataset.std)
+        noise = send(torch.randn(self.samples + 1, n, d, generator=generator), self.device)
+        _, std = dataset.constants(x)
         offset = dequantisation(x, std, generator)
         terms: list[dict[str, Tensor]] = []
         weights, weights_8bit = [], []

@@ -3,12 +3,12 @@
 import contextlib
 import fcntl
 import http.client
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -92,6 +92,8 @@ class CIFAR10(Dataset):
         self.data_dir, self.path = Path(data_dir).expanduser(), _given(path, in_memory)
 
     def _torchvision(self, root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        import torchvision  # takes seconds, which a run on a folder or zip need not wait
+
         parts = []
         for train in (True, False):
             data = fetch(torchvision.datasets.CIFAR10, root, "cifar-10-batches-py", train=train)
@@ -111,21 +113,34 @@ class CIFAR10(Dataset):
         return {"pretrain": train, "pretrain_val": val, "train": train, "val": val, "test": test}
 
 
-def _shuffled(path: Path, order: Tensor, device: torch.device) -> Tensor:
-    """The images of a binary of STL-10 on the device, the one at `order[i]` as i-th, `(N, 3, 96, 96)` uint8.
+STL_IMAGE = (3, 96, 96)
+PIECE = 1000  # images read at a time
 
-    Read once from beginning to end and piece by piece, so that neither host nor device holds them twice.
+
+def _stl_images(path: Path, order: Tensor, device: torch.device) -> Tensor:
+    """The images of a binary of STL-10 on the device, `(N, 3, 96, 96)` uint8, image `order[i]` of the file as i-th.
+
+    It is read once, from beginning to end and piece by piece, so that neither host nor device holds images twice.
     """
     out = torch.empty(len(order), *STL_IMAGE, dtype=torch.uint8, device=device)
     with open(path, "rb") as file:
-        for places in order.argsort().split(1000):
+        for places in order.argsort().split(PIECE):
             piece = torch.from_numpy(np.fromfile(file, np.uint8, len(places) * math.prod(STL_IMAGE)))
             # The file stores columns before rows.
             out[places.to(device)] = piece.view(-1, *STL_IMAGE).to(device).transpose(2, 3)
     return out
 
 
-STL_IMAGE = (3, 96, 96)
+def _stl_splits(binary: Path, part: str, held_out: int | None, device: torch.device) -> list[Split]:
+    """The images of `part`, shuffled in two splits of which the second has one of `held_out`; or one, in order."""
+    path = binary / f"{part}_X.bin"
+    n = path.stat().st_size // math.prod(STL_IMAGE)
+    orders = seeded_split(n, n - n // held_out) if held_out else (torch.arange(n),)
+    images = _stl_images(path, torch.cat(orders), device).split([len(order) for order in orders])
+    if part == "unlabeled":
+        return [Split(some) for some in images]
+    labels = torch.from_numpy(np.fromfile(binary / f"{part}_y.bin", np.uint8)).long() - 1
+    return [Split(some, labels[order]) for some, order in zip(images, orders, strict=True)]
 
 
 class STL10(Dataset):
@@ -158,10 +173,14 @@ class STL10(Dataset):
     def read(self, device: torch.device) -> dict[str, Split]:
         """The five splits; a twentieth of the unlabelled and a tenth of the labelled images is held out."""
         # Torchvision checks the sums of all files; what it reads itself is dropped at once.
+        import torchvision
+
         fetch(torchvision.datasets.STL10, self.root, "stl10_binary", split="test")
-        pretrain, pretrain_val = self._part("unlabeled", 1 / 20, device)
-        train, val = self._part("train", 1 / 10, device)
-        ...
+        binary = self.root / "stl10_binary"
+        pretrain, pretrain_val = _stl_splits(binary, "unlabeled", 20, device)
+        train, val = _stl_splits(binary, "train", 10, device)
+        (test,) = _stl_splits(binary, "test", None, device)
+        return {"pretrain": pretrain, "pretrain_val": pretrain_val, "train": train, "val": val, "test": test}
 
     def crops(self) -> Pipeline:
         """Random resized crops and flips."""

@@ -119,9 +119,9 @@ def cropped_batches(
     crops = dataset.crops()
     for epoch in range(how.epochs):
         order = torch.randperm(len(split), generator=generator_for(*keys, "order", epoch))
-        part = split.take(order[: how.per_epoch * how.size])
-        labels = send(part.labels, encode.device).split(how.size)
-        for batch, (images, truth) in enumerate(zip(part.batches(how.size), labels, strict=True)):
+        order = order[: how.per_epoch * how.size]
+        labels = send(split.labels[order], encode.device).split(how.size)
+        for batch, (images, truth) in enumerate(zip(split.batches(how.size, order), labels, strict=True)):
             # Of the whole image: the target's own crop would come on top.
             views = crops(to_float(images.to(encode.device)), generator_for(*keys, "crop", epoch, batch))
             yield dataset.normalize(views), truth

@@ -9,7 +9,7 @@ from aavae.errors import UserError
 from aavae.probes import record
 from aavae.probes.classifier import linear_head
 from aavae.representations import Representation
-from aavae.runtime import Precision, generator_for
+from aavae.runtime import Precision, generator_for, send
 
 SETTINGS = ("lr", "batch_size", "every", "seed")
 
@@ -71,9 +71,9 @@ class Online:
         epoch, position = divmod(index, n // size)
         order = torch.randperm(n, generator=generator_for(self.seed, "online", epoch))
         some = self._images.take(order[position * size : (position + 1) * size])
-        images = to_float(some.images.to(self.head.weight.device))
-        views = self._crops(images, generator_for(self.seed, "online crops", index))
-        return self._dataset.normalize(views), some.labels.to(views.device)
+        device = self.head.weight.device
+        views = self._crops(to_float(some.images.to(device)), generator_for(self.seed, "online crops", index))
+        return self._dataset.normalize(views), send(some.labels, device)
 
     def state(self) -> dict:
         """Classifier, optimizer, and the settings it learns by, as data."""
