@@ -1,54 +1,24 @@
 """Batched augmentations with one parameter per image; `pipelines` draws the parameters.
 
 Operations are functions on float32 images `(B, C, H, W)` in [0, 1]; each equals torchvision's functional operation on
-the same parameters.
+the same parameters. Those of colours live in `colors`.
 """
 
-import contextlib
 import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from aavae.colors import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, color_jitter, grayscale
 from aavae.errors import UserError
+from aavae.resampling import Lines, bilinear, gaussian, neighbours, planes_of, separable
 from aavae.runtime import send
 
-GRAY = (0.2989, 0.587, 0.114)  # ITU-R BT.601 luma, as torchvision rounds it
-
-
-def _per_image(parameter: Tensor) -> Tensor:
-    return parameter.reshape(-1, 1, 1, 1)
-
-
-@contextlib.contextmanager
-def _full_precision():
-    # Pixels are interpolated by matrix products, which TensorFloat-32 or autocast would round to 10 or 8 bits.
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Apply one linear map per image to its rows `(B, h, H)` and one to its columns `(B, w, W)`."""
-    b, c, height, width = images.shape
-    with _full_precision(), torch.autocast(images.device.type, enabled=False):
-        wide = images.reshape(b, c * height, width) @ columns.transpose(1, 2)  # (B, C·H, w)
-        wide = wide.view(b, c, height, -1)
-        return rows[:, None] @ wide  # (B, C, h, w)
-
-
-def _interpolation(start: Tensor, length: Tensor, size: int, extent: int) -> Tensor:
-    """Matrices `(B, size, extent)` that resample [start, start+length) of a line of `extent` pixels bilinearly."""
-    grid = torch.arange(size, device=start.device, dtype=torch.float32)
-    source = (grid + 0.5) * (length[:, None] / size) - 0.5  # pixel centres, relative to the crop
-    # Clamped to the crop box: what lies outside the crop must not bleed in at its border.
-    source = torch.minimum(source.clamp(min=0), length[:, None] - 1) + start[:, None]
-    pixels = torch.arange(extent, device=start.device, dtype=torch.float32)
-    return (1 - (source[:, :, None] - pixels).abs()).clamp(min=0)
+__all__ = (
+    "adjust_brightness", "adjust_contrast", "adjust_hue", "adjust_saturation", "affine", "color_jitter", "crop_boxes",
+    "crop_draws", "gaussian_blur", "grayscale", "horizontal_flip", "padded_crop", "resized_crop",
+)  # fmt: skip
 
 
 def resized_crop(
@@ -57,12 +27,15 @@ def resized_crop(
     """Crop image b to rows [top, top+height) and columns [left, left+width), resized bilinearly to `size` (a number,
     or height and width).
 
-    The box parameters are `(B,)`, in pixels. Meant for `size` no smaller than the crop: shrinking is not anti-aliased.
+    The box parameters are `(B,)`, in whole pixels. Meant for `size` no smaller than the crop: shrinking is not
+    anti-aliased.
     """
     top, left, height, width = (t.to(images.device, torch.float32) for t in (top, left, height, width))
     tall, wide = (size, size) if isinstance(size, int) else size
-    rows = _interpolation(top, height, tall, images.shape[-2])
-    return _separable(images, rows, _interpolation(left, width, wide, images.shape[-1]))
+    planes = planes_of(images)
+    rows = bilinear(top, height, tall).of(planes, images.shape[-2])
+    columns = bilinear(left, width, wide).of(planes, images.shape[-1])
+    return separable(images, rows, columns).contiguous()
 
 
 def padded_crop(images: Tensor, top: Tensor, left: Tensor, padding: int) -> Tensor:
@@ -77,52 +50,7 @@ def padded_crop(images: Tensor, top: Tensor, left: Tensor, padding: int) -> Tens
 
 def horizontal_flip(images: Tensor, flip: Tensor) -> Tensor:
     """Mirror left and right the images whose `flip` (bool, `(B,)`) is set."""
-    return torch.where(_per_image(flip).bool(), images.flip(-1), images)
-
-
-def _luma(images: Tensor) -> Tensor:
-    r, g, b = images.unbind(1)
-    return (GRAY[0] * r + GRAY[1] * g + GRAY[2] * b).unsqueeze(1)  # (B, 1, H, W)
-
-
-def _blend(images: Tensor, reference: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(reference, images, _per_image(factor).to(images.dtype)).clamp_(0, 1)
-
-
-def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Scale image b by `factor[b]` ≥ 0, clamped to [0, 1]."""
-    return _blend(images, images.new_zeros(()), factor)
-
-
-def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend image b with its mean gray level: 0 gives that gray, 1 the image."""
-    return _blend(images, _luma(images).mean((1, 2, 3), keepdim=True), factor)
-
-
-def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend image b with its grayscale version: 0 gives grayscale, 1 the image."""
-    return _blend(images, _luma(images), factor)
-
-
-def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
-    """Turn the hue of image b by `factor[b]` of the colour circle, factor in [-0.5, 0.5] (through HSV)."""
-    value, low = images.amax(1), images.amin(1)  # (B, H, W)
-    r, g, b = images.unbind(1)
-    chroma = value - low
-    safe = torch.where(chroma > 0, chroma, 1.0)
-    sextant = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
-    sextant = sextant + 6 * factor.view(-1, 1, 1).to(images.dtype)
-    # HSV → RGB: channel n loses chroma by how far its own hue lies from the pixel's.
-    channels = []
-    for n in (5, 3, 1):
-        k = torch.remainder(sextant + n, 6)
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channels, 1)
-
-
-def grayscale(images: Tensor) -> Tensor:
-    """The luma of each image, in all of its channels."""
-    return _luma(images).expand_as(images)
+    return torch.where(flip.view(-1, 1, 1, 1).bool(), images.flip(-1), images)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
@@ -132,57 +60,26 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     """
     if kernel_size < 1 or kernel_size % 2 == 0 or kernel_size // 2 >= min(images.shape[-2:]):
         raise UserError(f"kernel_size must be odd, positive and less than twice the image size, not {kernel_size}")
-    offsets = torch.arange(kernel_size, device=images.device) - kernel_size // 2
-    weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1).to(images.dtype)) ** 2)
-    weights = weights / weights.sum(1, keepdim=True)  # (B, k)
-
-    def matrix(extent: int) -> Tensor:
-        position = torch.arange(extent, device=images.device)[:, None] + offsets  # (extent, k)
-        position = (extent - 1 - (extent - 1 - position.abs()).abs()).expand(len(weights), -1, -1)  # reflected
-        blank = images.new_zeros(len(weights), extent, extent)
-        return blank.scatter_add_(2, position, weights[:, None].expand_as(position).to(images.dtype))
-
-    return _separable(images, matrix(images.shape[-2]), matrix(images.shape[-1]))
+    planes, weight = planes_of(images), gaussian(sigma, kernel_size)
+    rows, columns = (
+        Lines(send(neighbours(kernel_size, extent), images.device), weight).of(planes, extent)
+        for extent in images.shape[-2:]
+    )
+    return separable(images, rows, columns).contiguous()
 
 
 def affine(images: Tensor, angle: Tensor, translate: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
     """Rotate by `angle` and shear by `shear` (radians, `(B,)`), scale, shift by `translate` (`(B, 2)`, fractions of the
     image, x then y) about the centre; bilinear, black outside."""
     cos, sin, tan = angle.cos() / scale, angle.sin() / scale, shear.tan()
-    # Each output pixel looks up its source: the inverse of rotate ∘ shear ∘ scale.
-    top = torch.stack([cos + tan * sin, sin - tan * cos], 1)
-    inverse = torch.stack([top, torch.stack([-sin, cos], 1)], 1)  # (B, 2, 2)
-    with _full_precision(), torch.autocast(images.device.type, enabled=False):
-        shift = -(inverse @ (2 * translate)[:, :, None])
-        grid = F.affine_grid(torch.cat([inverse, shift], 2), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
-
-
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-
-
-def color_jitter(images: Tensor, factors: Tensor, order: Tensor, chosen: Tensor) -> Tensor:
-    """Brightness, contrast, saturation and hue by `factors` `(B, 4)`, in each image's own `order` `(B, 4)`.
-
-    `factors`, `order` and `chosen` (bool, `(B,)`: whose turn it is at all) live on the CPU, so that the images of each
-    turn are known without asking the device.
-    """
-    device = images.device
-    order = torch.where(chosen[:, None], order, -1)
-    # The factor of each turn's blend; 1 leaves an image as it is: where it has no turn, and where hue has its turn.
-    blends = torch.where((order >= 0) & (order != HUE), factors.gather(1, order.clamp(min=0)), 1.0)
-    operations, blends = send(order, device), send(blends, device)
-    for turn in range(4):
-        operation = _per_image(operations[:, turn])
-        gray = _luma(images)
-        reference = torch.where(operation == CONTRAST, gray.mean((2, 3), keepdim=True), gray)
-        reference = torch.where(operation == BRIGHTNESS, 0.0, reference)
-        images = _blend(images, reference, blends[:, turn])
-        turned = (order[:, turn] == HUE).nonzero()[:, 0]
-        if len(turned):
-            where, factor = send(turned, device), send(factors[turned, HUE], device)
-            images = images.index_copy(0, where, adjust_hue(images[where], factor))
-    return images
+    # Each output pixel looks up its source: the inverse of rotate ∘ shear ∘ scale. Written out, because the matrix
+    # products of `affine_grid` would be rounded to 10 or 8 bits by TensorFloat-32 or autocast.
+    height, width = images.shape[-2:]
+    x, y = ((2 * torch.arange(n, device=images.device) + 1) / n - 1 for n in (width, height))
+    x, y = x - 2 * translate[:, :1], y - 2 * translate[:, 1:]  # (B, W), (B, H), in [-1, 1] but for the shift
+    source_x = (cos + tan * sin)[:, None, None] * x[:, None] + (sin - tan * cos)[:, None, None] * y[:, :, None]
+    source_y = cos[:, None, None] * y[:, :, None] - sin[:, None, None] * x[:, None]
+    return F.grid_sample(images, torch.stack([source_x, source_y], 3), align_corners=False)
 
 
 # ---- Crop boxes ----------------------------------------------------------------------------------------------------

@@ -9,18 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from aavae.augmentations import (
-    adjust_contrast,
-    affine,
-    color_jitter,
-    crop_boxes,
-    crop_draws,
-    gaussian_blur,
-    grayscale,
-    horizontal_flip,
-    padded_crop,
-    resized_crop,
-)
+from aavae import simclr
+from aavae.augmentations import adjust_contrast, affine, crop_boxes, crop_draws, horizontal_flip, padded_crop
 from aavae.errors import UserError
 from aavae.runtime import send
 
@@ -120,20 +110,12 @@ class SimCLR(Pipeline):
 
     def apply(self, images: Tensor, draws: dict[str, Tensor], cropped: bool = False) -> Tensor:
         """The views `(B, 3, H, W)` of float images in [0, 1], in torchvision's order of operations."""
-        device = images.device
-        if not cropped:
-            height, width = images.shape[-2:]
-            boxes = send(torch.stack(crop_boxes(draws["crop"], height, width, self.scale, self.ratio)), device)
-            images = resized_crop(images, *boxes, width)
-        images = horizontal_flip(images, send(draws["flip"], device))
-        images = color_jitter(images, draws["factors"], draws["order"], draws["jitter"])
-        images = torch.where(send(draws["gray"], device)[:, None, None, None], grayscale(images), images)
-        chosen = draws["blur"].nonzero()[:, 0]
-        if len(chosen):
-            kernel_size = int(0.1 * images.shape[-1]) // 2 * 2 + 1
-            where, sigma = send(chosen, device), send(draws["sigma"][chosen], device)
-            images = images.index_copy(0, where, gaussian_blur(images[where], sigma, kernel_size))
-        return images
+        height, width = images.shape[-2:]
+        if cropped:
+            whole = torch.tensor([[0.0, 0.0, height, width]]).expand(len(images), -1)
+            return simclr.views(images, draws, whole.unbind(1), (height, width))
+        boxes = crop_boxes(draws["crop"], height, width, self.scale, self.ratio)
+        return simclr.views(images, draws, boxes, (width, width))
 
     def __str__(self) -> str:
         low, high = self.scale
