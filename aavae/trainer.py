@@ -142,6 +142,7 @@ class Trainer:
         return dict(terms)
 
     def _reconstruct(self, view: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Output, dict[str, Tensor]]:
+        # One function for torch.compile, which could not hand a gradient from one to another without a warning.
         output = self.model(view, noise)  # encode the augmented view,
         return output, self.loss(output, x)  # reconstruct the clean image
 

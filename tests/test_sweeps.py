@@ -219,7 +219,7 @@ def test_a_sweep_goes_on_from_anywhere(quick_jobs, train, tmp_path, monkeypatch,
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     ended = train("sweep.resume=../a b/c=d")
-    assert ended.code == 0 and "1 jobs, 1 of them done" in ended.out, ended.err
+    assert ended.code == 0 and "1 job, 1 of them done" in ended.out, ended.err
 
 
 def test_the_folder_is_that_of_what_is_swept_however_it_is_launched(sweep):
