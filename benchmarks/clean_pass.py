@@ -80,15 +80,19 @@ def table(folders: dict[str, Path]) -> str:
     return "\n".join([*lines, "", "Test accuracy in percent, of h. " + "; ".join(said)])
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Train both as long as there is time, print and write the table; 2 for bad input, 130 after Ctrl-C."""
+def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.clean_pass", description=__doc__.split("\n")[0])
     parser.add_argument("overrides", nargs="*", help="as for aavae-train")
     parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--every", type=int, default=20, help="epochs between probes")
     parser.add_argument("--minutes", type=float, default=9.5, help="of training, in this call")
     parser.add_argument("--out", type=Path, default=Path("outputs/clean_pass"))
-    options = parser.parse_intermixed_args(argv)
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train both as long as there is time, print and write the table; 2 for bad input, 130 after Ctrl-C."""
+    options = _options(argv)
     folders = {setting: options.out / setting for setting in SETTINGS}
     ends, code = time.monotonic() + 60 * options.minutes, 0
     try:

@@ -18,7 +18,7 @@ from aavae import build
 from aavae.loader import Batch
 from aavae.pipelines import Pipeline, SimCLR
 from benchmarks import __main__ as command
-from benchmarks import augmentation, ladder, reference, rivals, startup, step, syncs, tables, timing
+from benchmarks import augmentation, clean_pass, ladder, reference, rivals, startup, step, syncs, tables, timing
 from benchmarks.arithmetic import flop_per_image, matrix_peak
 from benchmarks.book import Book, Row, summary
 from benchmarks.timing import Candidate, interleave
@@ -123,6 +123,17 @@ def test_wrong_options_are_refused_in_a_sentence(arguments, words, tmp_path, mon
     said = capsys.readouterr().err
     assert said.startswith("benchmarks: ") and said.count("\n") == 1
     assert re.search(words, said)
+
+
+def test_the_commands_of_the_document_are_understood():
+    lines = re.findall(r"^python -m (benchmarks.*?) *(?:#.*)?$", (ROOT / "docs" / "performance.md").read_text(), re.M)
+    assert len(lines) >= 6
+    for line in lines:
+        module, *words = line.split()
+        if module == "benchmarks.clean_pass":
+            build.compose([word for word in clean_pass._options(words).overrides if "dataset.path" not in word])
+        else:
+            assert set(command._parser().parse_args(words).models) <= set(ladder.MODELS)
 
 
 def test_what_was_measured_before_an_interruption_is_written(tmp_path, monkeypatch, capsys):
