@@ -1,6 +1,5 @@
 """Whether a step waits for the device between two log points, and what the device is busy with."""
 
-import contextlib
 import gc
 import itertools
 from collections import Counter
@@ -61,21 +60,10 @@ def _take(steps: Iterator[None], n: int) -> None:
 # ---- Without CUDA -------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _autocast_on_meta() -> Iterator[None]:
-    # There is no autocast for the meta device, even to be switched off.
-    known = torch.autocast
-    torch.autocast = lambda kind, *rest, **named: known("cpu" if kind == "meta" else kind, *rest, **named)
-    try:
-        yield
-    finally:
-        torch.autocast = known
-
-
 def _on_meta(bench: Bench, group: str, overrides: tuple[str, ...]) -> None:
     n = 2 if bench.quick else STEPS
     row = bench.row("syncs", group, "steps on the meta device that read nothing back", "steps")
-    with row.attempt(), _autocast_on_meta():
+    with row.attempt():
         _take(_steps(build.trainer(build.compose(overrides), meta=True)), n)
         row.samples = [float(n)]
     bench.book.done(row)
