@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from aavae import build
 from aavae.errors import UserError
@@ -55,7 +56,9 @@ def test_what_is_faster_computes_the_same(plain, what):
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_compiled_it_computes_the_same(plain):
+    counters.clear()
     agree(three_steps(FAST), plain)
+    assert counters["stats"]["unique_graphs"] >= 2  # the step, and the clean pass
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
