@@ -16,14 +16,12 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from aavae import build
 from aavae.errors import Interrupted, UserError
 from aavae.multirun import Grid, Multirun
-from hydra_plugins.aavae_launcher import ProcessLauncher
 
 
 class Command:
@@ -134,8 +132,6 @@ class Command:
 
     def launch(self, task: "Task") -> int:
         """Hand `task` to Hydra; the exit code. Raises what stopped it."""
-        # Found by Hydra itself only where packages are installed as files.
-        Plugins.instance().register(ProcessLauncher)
         hydra.main(version_base="1.3", config_path="pkg://aavae.conf", config_name=self.primary)(task)()
         if task.error:
             raise task.error

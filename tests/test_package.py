@@ -1,5 +1,6 @@
 """What a stranger gets: the wheel, the Makefile, and the commands the README shows."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -40,7 +41,7 @@ def installed(tmp_path_factory):
 
 def test_the_wheel_holds_every_module_and_every_config(installed):
     source = {p.relative_to(ROOT) for p in (ROOT / "aavae").rglob("*.py")}
-    source |= {Path("aavae") / p.relative_to(ROOT) for p in (ROOT / "conf").rglob("*.yaml")}
+    source |= {p.relative_to(ROOT) for p in (ROOT / "aavae" / "conf").rglob("*.yaml")}
     assert source <= {p.relative_to(installed) for p in installed.rglob("*")}
 
 
@@ -53,6 +54,27 @@ def test_the_wheel_works_in_an_empty_folder(installed, tmp_path):
     where = [sys.executable, "-c", "import aavae, aavae.conf; print(aavae.__file__, aavae.conf.__file__)"]
     found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout.split()
     assert len(found) == 2 and all(path.startswith(str(installed)) for path in found)
+
+
+@pytest.fixture
+def beside_a_clone(tmp_path):
+    """A folder with a clone named `aavae`, as `git clone … aavae` leaves it: no package, but of the package's name."""
+    (tmp_path / "aavae" / "aavae").mkdir(parents=True)
+    (tmp_path / "aavae" / "setup.cfg").touch()
+    return {"cwd": tmp_path, "env": {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}}
+
+
+def test_a_script_beside_the_clone_imports_the_package(beside_a_clone):
+    script = "import aavae, aavae.conf; print(aavae.load_encoder, aavae.load_model)"
+    subprocess.run([sys.executable, "-c", script], **beside_a_clone, check=True)
+
+
+def test_a_sweep_beside_the_clone_runs_its_jobs(beside_a_clone, tmp_path):
+    small = ("trainer=debug", "trainer.max_steps=1", "trainer.validate_every=0", "probe=[]")
+    command = [sys.executable, "-m", "aavae.train", "-m", *small, "seed=0,1", "sweep.name=s"]
+    ended = subprocess.run(command, **beside_a_clone, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert len(list(tmp_path.glob("multirun/s/*/encoder.safetensors"))) == 2
 
 
 def test_the_makefile_has_what_the_readme_shows():
