@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import aavae.conf
 import pytest
 import torch
 
+import aavae.conf
 from aavae import build, optim, schedules
 from aavae.errors import UserError
 

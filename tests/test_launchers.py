@@ -10,11 +10,11 @@ import sys
 import threading
 from pathlib import Path
 
-import aavae.conf
 import hydra.utils
 import pytest
 from omegaconf import OmegaConf
 
+import aavae.conf
 from aavae import build, study
 from aavae.build.config import EXTRAS
 from aavae.errors import Interrupted

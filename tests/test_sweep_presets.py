@@ -4,7 +4,6 @@ import itertools
 import json
 from pathlib import Path
 
-import aavae.conf
 import hydra
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+import aavae.conf
 from aavae import build, schedules
 from aavae.identity import identity, identity_config
 

@@ -8,13 +8,13 @@ import time
 import warnings
 from pathlib import Path
 
-import aavae.conf
 import pytest
 import wandb_reader
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+import aavae.conf
 from aavae import build
 from aavae.loggers import Beginning
 from aavae.wandb_logger import WandB
