@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from aavae import build
+from aavae import build, threads
 from aavae.entry import Command
 from aavae.errors import UserError
 
@@ -34,6 +34,7 @@ class Evaluate(Command):
     @contextlib.contextmanager
     def prepare(self, cfg: DictConfig) -> Iterator:
         """The trained model, its images and the probes; what they cannot do is said now."""
+        threads.settle()
         from aavae import released, runtime
         from aavae.judgement import Judgement
         from aavae.trained import load_trained

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from aavae import build, status, study, sweeps
+from aavae import build, status, study, sweeps, threads
 from aavae.errors import Interrupted, UserError
 from aavae.sweeps import Job
 
@@ -233,11 +233,12 @@ class Multirun:
     def _slots(self, n_jobs: int | None, device: str) -> list[dict[str, str]]:
         handed_out = self.gpus and device in ("auto", "cuda")
         n = n_jobs or (self.gpus if handed_out else 1)
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = {"OMP_NUM_THREADS": str(max(1, cpus // n))} if n > 1 and "OMP_NUM_THREADS" not in os.environ else {}
+        share = {}
+        if n > 1 and not threads.chosen():
+            share = {"OMP_NUM_THREADS": str(max(1, len(threads.cores()) // n)), threads.SHARED: "1"}
         visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
         visible = visible or [str(i) for i in range(self.gpus)]
-        return [threads | ({"CUDA_VISIBLE_DEVICES": visible[i % len(visible)]} if handed_out else {}) for i in range(n)]
+        return [share | ({"CUDA_VISIBLE_DEVICES": visible[i % len(visible)]} if handed_out else {}) for i in range(n)]
 
 
 def _refuse_helpers(node: DictConfig) -> None:

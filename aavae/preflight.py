@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from aavae import build
+from aavae import build, threads
 from aavae.errors import UserError
 from aavae.identity import identity
 
@@ -59,6 +59,7 @@ def _answer(pipe, jobs: list[list[str]], config_dir: str | None, primary: str) -
 
 
 def _examine(jobs: list[list[str]], config_dir: str | None, primary: str) -> tuple[list[Plan], float, int]:
+    threads.settle()
     import torch
 
     from aavae.console import Reporter

@@ -1,5 +1,7 @@
 """What of a trainer goes into a checkpoint, and back: everything that cannot be derived from (seed, step)."""
 
+import torch
+
 from aavae import checkpoint
 from aavae.errors import UserError
 
@@ -20,6 +22,7 @@ def state_of(trainer) -> dict:
         "mean": list(trainer.dataset.mean),
         "std": list(trainer.dataset.std),
         "loggers": trainer.logger.state(),
+        "threads": torch.get_num_threads(),
     }
 
 

@@ -6,9 +6,10 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from aavae import checkpoint, files, restart, status
+from aavae import checkpoint, files, restart, status, threads
 from aavae.console import Reporter, duration, results_tables, shown
 from aavae.errors import UserError
 from aavae.evaluation import Evaluation, Results
@@ -125,12 +126,24 @@ class Run:
         elif source.absolute() not in (self.folder, *own) and own:
             raise UserError(f"{self.folder} holds a run already; name another hydra.run.dir= for resume={how}")
         restart.restore(self.trainer, state, str(source))
+        self._take_threads(state.get("threads"))
         self._probes_before = state["config"]["probe"]
         if how == "auto":
             self.trainer.saved = self.trainer.step
         if caveat:
             self.reporter.say(caveat)
         return state["loggers"] if how == "auto" else {}
+
+    def _take_threads(self, before: int | None) -> None:
+        # Sums have the same bits only with as many threads.
+        here, cores = torch.get_num_threads(), len(threads.cores())
+        if self.trainer.device.type != "cpu" or before in (None, here):
+            return
+        if threads.chosen() or before > cores:
+            self.reporter.say(f"threads     {here}, {before} before: last digits can differ from an unbroken run's")
+        else:
+            torch.set_num_threads(before)
+            self.reporter.say(f"threads     {before}, as before, so that all numbers are those of an unbroken run")
 
     def _begin(self, remembered: dict) -> dict:
         """Start the loggers; returns the session's provenance."""
@@ -204,6 +217,8 @@ class Run:
         if t.precision.dtype is None and has_bf16_units(t.device):
             hint = " (precision=bf16 is faster on this CPU)"
         say(f"device      {device_name(t.device)}{several}, {t.precision.name}{hint}")
+        if busy := threads.settle().busy:
+            say(f"            {busy}")
         start = f", from step {t.step:,}" if t.step else ""
         say(f"training    {t.total_steps:,} steps: {cfg['epochs']} epochs of {t.loader.steps_per_epoch}{start}")
         say(f"folder      {shown(self.folder)}")

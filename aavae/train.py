@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from aavae import build, files, sweeps
+from aavae import build, files, sweeps, threads
 from aavae.entry import Command, Task
 from aavae.errors import UserError
 from aavae.identity import identity
@@ -82,6 +82,7 @@ class Train(Command):
     @contextlib.contextmanager
     def prepare(self, cfg: DictConfig) -> Iterator[tuple]:
         """Trainer and logger, in the process group that torchrun describes."""
+        threads.settle()
         from aavae import runtime
 
         with runtime.processes(runtime.pick_device(cfg.device)) as processes:

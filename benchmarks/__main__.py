@@ -11,8 +11,11 @@ from pathlib import Path
 
 from aavae.errors import UserError
 
-PARTS = ("augmentation", "step", "evaluation", "startup", "syncs")
-EPILOG = "what: all, augmentation (views/s), step (training images/s), evaluation, startup, syncs (what waits)"
+PARTS = ("augmentation", "step", "evaluation", "startup", "threads", "syncs")
+EPILOG = (
+    "what: all, augmentation (views/s), step (training images/s), evaluation, startup, threads (on busy machines), "
+    "syncs (what waits)"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,7 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=_positive, help="of torch, on the CPU; all cores")
     parser.add_argument("--repeats", type=_positive, help="samples of everything; 5")
-    parser.add_argument("--models", type=_names, default=(), help="of step: resnet18,resnet50,resnet50-96,tiny")
+    parser.add_argument(
+        "--models",
+        type=_names,
+        default=(),
+        help="of step: resnet18,resnet50,resnet50-96,tiny; of threads: digits,resnet18",
+    )
     parser.add_argument("--batch", type=_numbers, default=(), help="batch sizes, as 256,512; each part has its own")
     parser.add_argument("--compile", action="store_true", help="torch.compile on a CPU too (a minute for each network)")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder; outputs/benchmarks")
@@ -54,13 +62,13 @@ def measure(argv: Sequence[str]) -> int:
     import torch
 
     from aavae.runtime import pick_device
-    from benchmarks import machine
+    from benchmarks import ladder, machine, threads
     from benchmarks.bench import Bench
     from benchmarks.book import Book
-    from benchmarks.ladder import MODELS
 
-    if unknown := [name for name in options.models if name not in MODELS]:
-        raise UserError(f"--models knows {', '.join(MODELS)}, not {unknown[0]!r}")
+    models = list(dict.fromkeys([*ladder.MODELS, *threads.MODELS]))
+    if unknown := [name for name in options.models if name not in models]:
+        raise UserError(f"--models knows {', '.join(models)}, not {unknown[0]!r}")
     device = pick_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -29,7 +29,8 @@ def measure(bench: Bench) -> None:
     for note in (*NOTES, ON_CPU if bench.on_cpu else ON_GPU):
         bench.book.note("step", note)
     peaks: dict[str, float] = {}
-    for name in bench.models or (("tiny",) if bench.quick else ladder.PAPER):
+    asked = tuple(name for name in bench.models if name in MODELS)
+    for name in asked or (("tiny",) if bench.quick else ladder.PAPER):
         small = bench.on_cpu or bench.quick
         for batch in bench.batches or ((MODELS[name].batch_on_cpu,) if small else ladder.ON_GPU):
             _climb(bench, name, batch, peaks)
