@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-SPIN = "10000"  # turns of libgomp's waiting loop before a thread sleeps; its default is 300,000
+SPIN = "20000"  # turns of libgomp's waiting loop before a thread sleeps; its default is 300,000
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # how threads wait, where the user has said so
 SHARED = "AAVAE_SHARED_CORES"  # set where a sweep has chosen OMP_NUM_THREADS for its job
 STAT = Path("/proc/stat")

@@ -4,7 +4,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -36,7 +35,7 @@ SETTINGS = (
     Setting("as torch comes", {}),
     *(
         Setting(f"all threads, spinning {turns}", {"GOMP_SPINCOUNT": turns})
-        for turns in ("1000", "3000", "10000", "50000")
+        for turns in ("1000", "3000", "20000", "50000")
     ),
     Setting("one thread", {"OMP_NUM_THREADS": "1"}),
     Setting("settled", {}, True),
@@ -78,31 +77,9 @@ def speed(overrides: tuple[str, ...], setting: Setting, runs: int, seconds: floa
     environment = {k: v for k, v in os.environ.items() if k not in OWN} | setting.environment
     if runs > 1 and setting.settles:
         environment |= {"OMP_NUM_THREADS": str(max(1, len(threads.cores()) // runs)), threads.SHARED: "1"}
-    command = [sys.executable, "-m", "benchmarks.threads", str(seconds), str(setting.settles), *overrides]
+    command = [sys.executable, "-m", "benchmarks.paced", str(seconds), str(setting.settles), *overrides]
     running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(runs)]
     said = [process.communicate()[0] for process in running]
     if any(process.returncode for process in running):
         raise RuntimeError(f"a process that trained {' '.join(overrides)} failed")
     return sum(float(line) for line in said)
-
-
-def train(seconds: float, settles: bool, overrides: list[str]) -> float:
-    """Images a second of steps that take so many seconds, in this process."""
-    if settles:
-        threads.settle()
-    from aavae import build
-
-    trainer = build.trainer(build.compose([*overrides, "device=cpu", "probe=[]"]))
-    trainer.model.train()
-    batches = (batch for epoch in range(10**9) for batch in trainer.loader.epoch(epoch))
-    for _ in range(3):
-        trainer.train_step(next(batches))
-    steps, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        trainer.train_step(next(batches))
-        steps += 1
-    return steps * trainer.loader.batch_size / (time.perf_counter() - began)
-
-
-if __name__ == "__main__":
-    print(train(float(sys.argv[1]), sys.argv[2] == "True", sys.argv[3:]))
