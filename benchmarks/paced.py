@@ -1,4 +1,4 @@
-"""`python -m benchmarks.paced SECONDS SETTLES OVERRIDE …` prints the images/s of training steps, in a process of its own.
+"""`python -m benchmarks.paced SECONDS SETTLES OVERRIDE …` prints the images/s of steps, in a process of their own.
 
 It imports torch only when its threads are settled, or not, as they are for a command.
 """
