@@ -7,7 +7,7 @@ import torch
 
 from aavae import files
 from aavae.console import Reporter, duration, results_tables, shown
-from aavae.datasets import Dataset
+from aavae.datasets import Dataset, same_images
 from aavae.evaluation import Evaluation, Results
 from aavae.loggers import Beginning, Loggers
 from aavae.pipelines import Pipeline
@@ -34,7 +34,9 @@ class Judgement:
         self.trained, self.dataset, self.augmentation, self.guests = trained, dataset, augmentation, guests
         self.logger, self.device, self.precision = logger, device, precision
         self.reporter = Reporter()
-        self.at_home = trained.data in (None, dataset.fingerprint())  # on the images it was trained on
+        self.at_home = trained.data is None or same_images(
+            trained.data, dataset.fingerprint()
+        )  # on the images it was trained on
         for guest in guests:
             if guest.name in trained.learners and self.at_home:
                 guest.probe.restore(trained.learners[guest.name], device)

@@ -11,6 +11,7 @@ from torch import nn
 
 from aavae import checkpoint, files, restart, status, threads
 from aavae.console import Reporter, duration, results_tables, shown
+from aavae.datasets import same_images
 from aavae.errors import UserError
 from aavae.evaluation import Evaluation, Results
 from aavae.identity import identity_config
@@ -188,8 +189,12 @@ class Run:
             listed = ", ".join(f"{k}={before.get(k)} (now {now.get(k)})" for k in changed[:4])
             more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
             raise UserError(f"{self.folder} holds another run: {listed}{more}; {ways_out}")
-        if state["data"] != self.facts["data"]:
-            raise UserError(f"{self.folder} holds a run on other images than those given now; {ways_out}")
+        if state["step"] and not same_images(state["data"], self.facts["data"]):
+            raise UserError(
+                f"{self.folder} holds a run on other images than those given now, of which "
+                f"{len(self.trainer.loader.split):,} are for pretraining; put back what was removed or changed, or "
+                f"{ways_out}"
+            )
 
     def _finished(self) -> list[dict] | None:
         """The results of a run that has nothing left to do: trained to the end, and judged by the probes asked for."""

@@ -22,9 +22,14 @@ class Split:
 
     def __init__(self, images: Tensor, labels: Tensor | None = None):
         self.images, self.labels = images, labels
+        self._fingerprint: str | None = None  # gigabytes take seconds, and are asked for it more than once
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """The images at `indices`, which lie where the images do."""
+        return self.images[indices]
 
     def to(self, device: torch.device) -> "Split":
         """The same split with its images on `device`."""
@@ -44,12 +49,15 @@ class Split:
             yield self.images[indices]
 
     def fingerprint(self) -> str:
-        """A short hash of shape, labels and a thousand evenly spaced images: two different datasets differ in it."""
-        some = self.images[:: max(1, len(self) // 1000)].cpu().contiguous()
-        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode() + some.numpy().tobytes())
-        if self.labels is not None:
-            digest.update(self.labels.cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """A short hash of shape, labels and every byte of every image."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+            for some in self.images.split(4096):  # of images on a GPU, not all at once
+                digest.update(some.cpu().contiguous().numpy())
+            if self.labels is not None:
+                digest.update(self.labels.cpu().numpy().tobytes())
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
 
 
 class Dataset(ABC):
@@ -124,7 +132,7 @@ class Dataset(ABC):
         return (images * std + mean).clamp(0, 1)
 
     def fingerprint(self) -> str:
-        """A short hash over all splits."""
+        """A short hash over all splits; see `same_images`."""
         parts = [f"{name}:{split.fingerprint()}" for name, split in sorted(self.splits.items())]
         return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
@@ -133,6 +141,29 @@ def seeded_split(n: int, first: int) -> tuple[Tensor, Tensor]:
     """Indices of the first `first` and the rest of n images, shuffled as torch's random_split does under seed 42."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(SPLIT_SEED))
     return order[:first], order[first:]
+
+
+def stratified_split(labels: Tensor, held: int) -> tuple[Tensor, Tensor]:
+    """Indices of images that are kept and of about `held` held out, as large a part of every class, under seed 42.
+
+    Of a class with two or more images one at least is held out, and one at least is kept.
+    """
+    counts = labels.bincount()
+    quota = held * counts.double() / len(labels)
+    most = (counts - 1).clamp(min=0)
+    share = quota.long().clamp(min=1).minimum(most)
+    for label in (quota - share).argsort(descending=True, stable=True).tolist():
+        if share.sum() < held and share[label] < most[label]:
+            share[label] += 1
+    shuffled = seeded_split(len(labels), len(labels))[0]
+    members = shuffled[labels[shuffled].argsort(stable=True)].split(counts.tolist())
+    parts = [m.tensor_split([n]) for m, n in zip(members, share.tolist(), strict=True)]
+    return torch.cat([kept for _, kept in parts]), torch.cat([out for out, _ in parts])
+
+
+def same_images(one: str | None, other: str | None) -> bool:
+    """Whether two fingerprints are of one dataset, as far as is known: a longer one has seen more of the images."""
+    return bool(one and other) and (one.startswith(other) or other.startswith(one))
 
 
 def sample(split, n: int):

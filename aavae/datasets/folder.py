@@ -1,63 +1,46 @@
 """Your own images: `train/<class>/*.png` and `test/…`, `<class>/*.png`, or images without classes; and ImageNet."""
 
+import hashlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from aavae.datasets import Dataset, Split, seeded_split, to_float
-from aavae.datasets.store import PARTS, Store, StreamedSplit, square
+from aavae.datasets import Dataset, Split, seeded_split, stratified_split, to_float
+from aavae.datasets.layout import Layout, layout, listed, readable
+from aavae.datasets.store import Store, StreamedSplit, reporter
 from aavae.errors import UserError
 from aavae.pipelines import Pipeline, ResizedCrops
-
-
-def layout(names: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Names by part (`train` and, where there, `val` and `test`) and the class names; no classes: unlabelled.
-
-    The class of an image is the first folder below its part.
-    """
-    parts: dict[str, list[str]] = {}
-    folders = {n.split("/", 1)[0] if "/" in n else "" for n in names}
-    nested = folders <= set(PARTS)
-    if not nested and "train" in folders and folders & (set(PARTS) - {"train"}):
-        strange = ", ".join(sorted(f or "loose images" for f in folders - set(PARTS)))
-        raise UserError(f"dataset.path has train/ and a held-out part, but also {strange}; move that away")
-    if nested:
-        for name in names:
-            top = name.split("/", 1)[0]
-            parts.setdefault(top if top in ("train", "test") else "val", []).append(name)
-    else:
-        parts["train"] = names
-    depth = 1 if nested else 0
-    classes = {n.split("/")[depth] if n.count("/") > depth else None for n in parts.get("train", [])}
-    return parts, sorted(classes) if None not in classes else []
-
-
-def _labels(names: list[str], classes: list[str], depth: int, path: Path) -> Tensor:
-    index = {c: i for i, c in enumerate(classes)}
-    try:
-        return torch.tensor([index[n.split("/")[depth]] for n in names])
-    except KeyError as error:
-        raise UserError(f"{path} has the class {error} outside its training images only") from error
 
 
 def read_labelled(path: Path, image_size: int, num_classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training images and labels, test images and labels of a folder or zip with `train/<class>` and `test/<class>`.
 
-    Raises UserError where the layout or the number of classes is another.
+    Raises UserError where the layout or the number of classes is another, and for an image that cannot be used.
     """
     store = Store(path)
-    parts, classes = layout(store.names)
-    if len(classes) != num_classes or "test" not in parts:
+    found = layout(store.names)
+    _say([*store.notes, *found.notes])
+    if len(found.classes) != num_classes or "test" not in found.parts:
         raise UserError(
             f"{path} should hold train/<class>/ and test/<class>/ for {num_classes} classes, but has "
-            f"{len(classes)} classes and the parts {', '.join(parts)}; dataset=image_folder takes other layouts"
+            f"{len(found.classes)} classes and the parts {', '.join(found.parts)}; dataset=image_folder takes other "
+            "layouts"
         )
     out = []
     for part in ("train", "test"):
-        out.append(store.read(parts[part], lambda image: square(image, image_size)))
-        out.append(_labels(parts[part], classes, 1, path))
+        out += [store.read(found.parts[part], image_size)[0], _labels(found, part)]
     return tuple(out)
+
+
+def _labels(found: Layout, part: str) -> Tensor:
+    index = {c: i for i, c in enumerate(found.classes)}
+    return torch.tensor([index[found.class_of(part, name)] for name in found.parts[part]])
+
+
+def _say(notes: list[str]) -> None:
+    for note in notes:
+        reporter().say(f"images      {note}")
 
 
 HELD_OUT = 10_000  # images at most: more would only make validation slow
@@ -66,8 +49,9 @@ HELD_OUT = 10_000  # images at most: more would only make validation slow
 class ImageFolder(Dataset):
     """Your own images: a folder or zip with class folders, split into `train/` and `test/` or not, or without labels.
 
-    What is not split already is split under seed 42: a tenth of the training images, 10,000 at most, for validation
-    and, without a `test/` part, as many for test. `in_memory=false` streams the images through `workers` processes.
+    What is not split already is split under seed 42, stratified by class: a tenth of the training images, 10,000 at
+    most, for validation and, without a `test/` part, as many for test. `in_memory=false` streams the images through
+    `workers` processes, after a `check` that opens each once. `on_error=skip` leaves out images that cannot be used.
     `mean` and `std` are computed from the training images where they are not given; `stem=by_size` is cifar up to 64
     pixels, stl up to 128, then imagenet.
     """
@@ -86,6 +70,8 @@ class ImageFolder(Dataset):
         strength: float = 1.0,
         blur_p: float = 0.5,
         resize: int | None = None,
+        check: bool = True,
+        on_error: str = "fail",
     ):
         super().__init__()
         if path is None:
@@ -95,6 +81,10 @@ class ImageFolder(Dataset):
                 "dataset.image_size must be 1 or more, dataset.workers 0 or more, dataset.resize no smaller than "
                 f"dataset.image_size; got {image_size}, {workers}, {resize}"
             )
+        if on_error not in ("fail", "skip"):
+            raise UserError(f"dataset.on_error must be fail or skip, not {on_error!r}")
+        if on_error == "skip" and not (check or in_memory):
+            raise UserError("dataset.on_error=skip finds out what to skip by the check; leave dataset.check=true")
         if (mean is None) != (std is None):
             raise UserError("dataset.mean and dataset.std must be given together, or left to be computed")
         if mean is not None and (len(mean) != 3 or len(std) != 3 or min(std) <= 0):
@@ -106,17 +96,31 @@ class ImageFolder(Dataset):
         by_size = "cifar" if image_size <= 64 else "stl" if image_size <= 128 else "imagenet"
         self.stem = by_size if stem == "by_size" else stem
         self.strength, self.blur_p = strength, blur_p
-        self.store = Store(self.path)
-        self.parts, self.classes = layout(self.store.names)
-        if "train" not in self.parts:
-            raise UserError(f"{path} has {', '.join(self.parts)} but no train/ folder")
+        self.check, self.on_error = check, on_error
+        self._find()
+
+    def _find(self) -> None:
+        self.store = Store(self.path, skip=self.on_error == "skip")
+        self.layout = layout(self.store.names)
+        self.parts, self.classes = self.layout.parts, [readable(name) for name in self.layout.classes]
         self.num_classes = len(self.classes)
 
-    def _split(self, names: list[str], labels: Tensor | None, device: torch.device) -> Split | StreamedSplit:
-        if not self.in_memory:
-            return StreamedSplit(self.store, names, labels, self.image_size, self.resize, self.workers)
-        images = self.store.read(names, lambda image: square(image, self.image_size, self.resize))
-        return Split(images, labels).to(device)
+    def _streamed(self, names: dict[str, list[str]], labels: dict[str, Tensor]) -> dict[str, StreamedSplit]:
+        how = self.image_size, self.resize, self.workers
+        return {part: StreamedSplit(self.store, some, labels.get(part), *how) for part, some in names.items()}
+
+    def _in_memory(
+        self, names: dict[str, list[str]], labels: dict[str, Tensor], device: torch.device
+    ) -> dict[str, Split]:
+        # All at once, so that what cannot be used is named at once.
+        images, kept = self.store.read([name for some in names.values() for name in some], self.image_size, self.resize)
+        splits, first, kept = {}, 0, torch.tensor(kept)
+        for part, some in names.items():
+            here = kept[(kept >= first) & (kept < first + len(some))] - first
+            mine, images = images.split([len(here), len(images) - len(here)])
+            splits[part] = Split(mine, labels[part][here] if part in labels else None).to(device)
+            first += len(some)
+        return splits
 
     def crops(self) -> Pipeline:
         """Random resized crops and flips."""
@@ -124,24 +128,52 @@ class ImageFolder(Dataset):
 
     def read(self, device: torch.device) -> dict[str, Split]:
         """`pretrain` and `pretrain_val`, and with labels `train`, `val` and `test`."""
+        _say([*self.store.notes, *self.layout.notes])
         names = dict(self.parts)
+        if self.check and not self.in_memory:
+            whole = set(self.store.check([name for members in names.values() for name in members]))
+            names = {part: [name for name in members if name in whole] for part, members in names.items()}
+        labels = {}
+        if self.classes:
+            labels = {part: _labels(self.layout._replace(parts=names), part) for part in names}
         for part in ("test", "val") if self.classes else ("val",):
             if part not in names:
-                n = len(names["train"])
-                kept, held = seeded_split(n, n - min(n // 10, HELD_OUT))
-                pool = names["train"]
-                names["train"], names[part] = ([pool[i] for i in sorted(index.tolist())] for index in (kept, held))
+                self._hold_out(part, names, labels)
         if not all(names.values()):
             raise UserError(f"{self.path} holds too few images to hold out a tenth of them for validation")
-        depth = 1 if set(self.parts) != {"train"} or all(n.startswith("train/") for n in self.parts["train"]) else 0
-        splits = {}
-        for part, members in names.items():
-            labels = _labels(members, self.classes, depth, self.path) if self.classes else None
-            splits[part] = self._split(members, labels, device)
+        splits = self._in_memory(names, labels, device) if self.in_memory else self._streamed(names, labels)
+        if empty := [part for part, split in splits.items() if not len(split)]:
+            raise UserError(f"no image of {self.path} for {empty[0]} can be used")
+        if self.classes:
+            self._say_rare(labels)
         if self.mean is None:
             self.mean, self.std = _mean_and_std(splits["train"])
         pretraining = {"pretrain": splits["train"], "pretrain_val": splits["val"]}
         return pretraining | (splits if self.classes else {})
+
+    def _hold_out(self, part: str, names: dict[str, list[str]], labels: dict[str, Tensor]) -> None:
+        n, pool = len(names["train"]), names["train"]
+        held = min(n // 10, HELD_OUT)
+        chosen = stratified_split(labels["train"], held) if self.classes and held else seeded_split(n, n - held)
+        kept, out = (index.sort().values for index in chosen)
+        names["train"], names[part] = ([pool[i] for i in index.tolist()] for index in (kept, out))
+        if self.classes:
+            labels["train"], labels[part] = labels["train"][kept], labels["train"][out]
+
+    def _say_rare(self, labels: dict[str, Tensor]) -> None:
+        for part in ("train", "val", "test"):
+            counts = labels[part].bincount(minlength=self.num_classes)
+            if missing := [self.classes[i] for i in (counts == 0).nonzero().flatten().tolist()]:
+                _say([f"{len(missing):,} of {self.num_classes:,} classes have no {part} images: {listed(missing)}"])
+
+    def fingerprint(self) -> str:
+        """A short hash over all splits; of streamed images its second half says the bytes, where they are known."""
+        if self.in_memory:
+            return super().fingerprint()
+        found = {name: split.fingerprint() for name, split in sorted(self.splits.items())}
+        halves = ["|".join(f"{name}:{f[start : start + 8]}" for name, f in found.items()) for start in (0, 8)]
+        known = all(len(f) > 8 for f in found.values())
+        return "".join(hashlib.sha256(half.encode()).hexdigest()[:8] for half in halves[: 1 + known])
 
 
 def _mean_and_std(split: Split | StreamedSplit, images: int = 10_000) -> tuple[list[float], list[float]]:
@@ -175,10 +207,16 @@ class ImageNet(ImageFolder):
         image_size: int = 224,
         in_memory: bool = False,
         workers: int = 12,
+        check: bool = True,
+        on_error: str = "fail",
     ):
         super().__init__(
-            path or f"{data_dir}/imagenet", image_size, in_memory, workers,
-            mean=self.mean, std=self.std, stem=self.stem, resize=round(image_size * 256 / 224),
+            path or f"{data_dir}/imagenet", image_size, in_memory, workers, mean=self.mean, std=self.std,
+            stem=self.stem, resize=round(image_size * 256 / 224), check=check, on_error=on_error,
         )  # fmt: skip
+
+    def _find(self) -> None:
+        super()._find()
         if "val" in self.parts and "test" not in self.parts:
-            self.parts["test"] = self.parts.pop("val")
+            for by_part in (self.parts, self.layout.depths):
+                by_part["test"] = by_part.pop("val")

@@ -1,14 +1,15 @@
 """Images in a folder or a zip: decoded into memory at once, or streamed by worker processes."""
 
 import hashlib
-import io
 import os
 import signal
 import threading
+import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,10 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from aavae.augmentations import crop_boxes
+from aavae.console import Reporter
+from aavae.datasets import checked, decode, listing
+from aavae.datasets.layout import common_folder, listed, readable
 from aavae.errors import UserError
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
-PARTS = ("train", "test", "val", "valid", "validation")
+THREADS = 8  # for reading into memory
+PIECE = 256  # images of a thread's job: a job each costs more than decoding a small one
 
 
 def _cores() -> int:
@@ -28,42 +32,53 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def reporter() -> Reporter:
+    """Tells how far reading is, once however many processes train together."""
+    return Reporter(quiet=os.environ.get("RANK", "0") != "0")
+
+
+class BadImage(UserError):
+    """The image `name` below `path` cannot be used, for a `reason` that follows its name in a sentence."""
+
+    def __init__(self, name: str, path: str, reason: str):
+        super().__init__(name, path, reason)  # as they are, so that it comes whole from a worker
+        self.name, self.path, self.reason = readable(name), path, reason
+
+    @property
+    def fact(self) -> str:
+        """What is the matter, without advice."""
+        return f"the image {self.name} in {self.path} {self.reason}"
+
+    def __str__(self) -> str:
+        return f"{self.fact}; mend or remove it"
+
+
 class Store:
     """The images below a folder or inside a zip, by their relative names, in sorted order.
 
-    Raises UserError for a path that is missing, is no zip, or holds no images.
+    Folders that wrap everything are no part of the names; `notes` are sentences on what was passed over. With
+    `skip=None` nobody can ask for bad images to be left out; otherwise they are, or are refused. Raises UserError for a
+    path that is missing, is no zip, or holds no images.
     """
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
+    def __init__(self, path: Path, skip: bool | None = None):
+        self.path, self.skip = Path(path), skip
         self._local = threading.local()  # a ZipFile is not to be shared among threads or processes
-        if self.path.is_dir():
-            found = (
-                (PurePosixPath(where) / name).relative_to(self.path).as_posix()
-                for where, _, names in os.walk(self.path, followlinks=True)
-                for name in names
-            )
-        elif self.path.is_file():
-            found = self._zip().namelist()
-        else:
+        self.is_folder = self.path.is_dir()
+        if not self.is_folder and not self.path.is_file():
             raise UserError(f"dataset.path={path} does not exist; it should be a folder or a zip of images")
-        self.names = sorted(n for n in found if self._is_image(PurePosixPath(n)))
-        if not self.names:
-            raise UserError(f"{path} holds no images ({', '.join(sorted(EXTENSIONS))})")
-        self.names = self._without_common_folder(self.names)
-
-    @staticmethod
-    def _is_image(name: PurePosixPath) -> bool:
-        hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
-        return name.suffix.lower() in EXTENSIONS and not hidden
-
-    def _without_common_folder(self, names: list[str]) -> list[str]:
-        # A zip often wraps everything in one folder of its own name; a single class folder is left alone.
-        self.prefix = ""
-        tops = {n.split("/", 1)[0] for n in names}
-        if len(tops) == 1 and all(n.count("/") >= 2 for n in names) and not tops & set(PARTS):
-            self.prefix = f"{tops.pop()}/"
-        return [n.removeprefix(self.prefix) for n in names]
+        found = listing.of_folder(self.path) if self.is_folder else listing.of_zip(self._zip())
+        self.notes = found.notes()
+        if not found.sizes:
+            also = "".join(f"; {note}" for note in self.notes)
+            raise UserError(f"{path} holds no images ({', '.join(sorted(listing.EXTENSIONS))}){also}")
+        names = found.names
+        self.prefix = common_folder(names)
+        self.names = [name.removeprefix(self.prefix) for name in names]
+        self._sizes = dict(zip(self.names, (found.sizes[name] for name in names), strict=True))
+        # CRC-32 of each file: a zip says them, those of a folder are found by `check`.
+        self._crcs = {name.removeprefix(self.prefix): crc for name, crc in found.crcs.items()}
+        self._members, self._stamp = found.members, found.stamp
 
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k != "_local"}
@@ -79,54 +94,110 @@ class Store:
                 raise UserError(f"{self.path} is neither a folder nor a readable zip ({error})") from error
         return self._local.zip
 
-    def open(self, name: str) -> Image.Image:
-        """The image `name`, in RGB; raises UserError if it is damaged."""
+    def _bytes(self, name: str) -> bytes:
+        decode.refuse_large(self._sizes[name])
         name = self.prefix + name
         try:
-            data = (self.path / name).read_bytes() if self.path.is_dir() else self._zip().read(name)
-            return _rgb(Image.open(io.BytesIO(data)))
-        except UserError:
-            raise
-        except Exception as error:  # zipfile, zlib and PIL's plugins raise some fifteen kinds
-            raise UserError(f"the image {name} in {self.path} is damaged ({error}); mend or remove it") from error
+            if self.is_folder:
+                return (self.path / name).read_bytes()
+            info = self._zip().getinfo(self._members.get(name, name))
+            if info.flag_bits & 1:
+                raise decode.Unreadable("is encrypted")
+            return self._zip().read(info)
+        except OSError as error:
+            raise decode.Unreadable(f"cannot be read ({error.strerror or error})") from error
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+            raise decode.Unreadable(f"is damaged ({error})") from error
 
-    def read(self, names: list[str], make: Callable[[Image.Image], Tensor]) -> Tensor:
-        """`make` of every image, stacked; PIL decodes outside the interpreter lock, so threads help."""
-        first = make(self.open(names[0]))
-        out = first.new_empty(len(names), *first.shape)
+    def open(self, name: str) -> Image.Image:
+        """The image `name`, upright and in RGB; raises BadImage, a UserError, if it cannot be used."""
+        return self._named(name, lambda: decode.rgb(self._bytes(name)))
+
+    def _named(self, name: str, do: Callable):
+        try:
+            return do()
+        except decode.Unreadable as error:
+            raise BadImage(self.prefix + name, str(self.path), str(error)) from error
+
+    def read(self, names: list[str], image_size: int, resize: int | None = None) -> tuple[Tensor, list[int]]:
+        """The images as squares (see `decode.square`), uint8 `(N, 3, H, W)`, and the positions in `names` that they
+        have: all, or with `skip` those that can be used. Raises UserError for the others."""
+        out = torch.empty(len(names), 3, image_size, image_size, dtype=torch.uint8)
         filled = out.numpy()  # numpy's small copies cost a tenth of torch's
 
-        def fill(start: int) -> None:
-            for i in range(start, min(start + 256, len(names))):
-                filled[i] = make(self.open(names[i])).numpy()
+        def fill(i: int) -> None:
+            filled[i] = decode.square(self.open(names[i]), image_size, resize).numpy()
 
-        # One job for many images: a job each costs more than decoding a small one.
-        with ThreadPoolExecutor(min(8, _cores())) as pool:
-            for _ in pool.map(fill, range(0, len(names), 256)):
-                pass
-        return out
+        bad = self._each(names, fill, min(THREADS, _cores()), "reading images")
+        self._refuse_or_say(list(bad.values()))
+        kept = [i for i in range(len(names)) if i not in bad]
+        return (out[kept] if bad else out), kept
 
+    def check(self, names: list[str]) -> list[str]:
+        """Open all of `names` once, and return those that can be used. Raises UserError for the others, unless `skip`.
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # PIL would clip, not scale
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+        A check that took long is remembered for as long as the files do not change.
+        """
+        key = hashlib.sha256(f"{self.path.resolve()}{self._stamp}{len(names)}".encode(errors="surrogateescape"))
+        if (known := checked.recall(key.hexdigest(), len(names))) is None:
 
+            def look(i: int) -> None:
+                content = self._bytes(names[i])
+                self._crcs[names[i]] = zlib.crc32(content)
+                decode.rgb(content)
 
-def _torchvision():
-    from torchvision.transforms import functional  # takes seconds, which images of the right size need not wait
+            began = time.monotonic()
+            bad = self._each(names, lambda i: self._named(names[i], lambda: look(i)), _cores(), "checking images")
+            reasons = {i: error.reason for i, error in bad.items()}
+            crcs = [self._crcs.get(name, 0) for name in names]
+            checked.remember(key.hexdigest(), crcs, reasons, time.monotonic() - began)
+        else:
+            crcs, reasons = known
+            self._crcs = dict(zip(names, crcs, strict=True))
+        self._refuse_or_say([BadImage(self.prefix + names[i], str(self.path), why) for i, why in reasons.items()])
+        return [name for i, name in enumerate(names) if i not in reasons] if reasons else names
 
-    return functional
+    @staticmethod
+    def _each(names: list[str], do: Callable[[int], None], threads: int, what: str) -> dict[int, BadImage]:
+        # PIL decodes outside the interpreter lock, so threads help.
+        def piece(start: int) -> dict[int, BadImage]:
+            bad = {}
+            for i in range(start, min(start + PIECE, len(names))):
+                try:
+                    do(i)
+                except BadImage as error:
+                    bad[i] = error
+            return bad
 
+        starts, bad = range(0, len(names), PIECE), {}
+        with ThreadPoolExecutor(threads) as pool:
+            for found in reporter().track(pool.map(piece, starts), len(starts), what):
+                bad |= found
+        return bad
 
-def square(image: Image.Image, size: int, resize: int | None = None) -> Tensor:
-    """The image resized (shorter side to `resize`, or `size`; bilinear), centre-cropped: uint8 `(3, size, size)`."""
-    if image.size != (size, size) or (resize or size) != size:
-        tvf = _torchvision()
-        image = tvf.center_crop(tvf.resize(image, resize or size, antialias=True), [size, size])
-    return torch.from_numpy(np.array(image).transpose(2, 0, 1))
+    def _refuse_or_say(self, bad: list[BadImage]) -> None:
+        if not bad:
+            return
+        named = listed((f"{error.name} {error.reason}" for error in bad), 10)
+        if self.skip:
+            reporter().say(f"left out    {len(bad):,} images that cannot be used: {named}")
+            return
+        advice = "" if self.skip is None else ", or leave out what cannot be used with dataset.on_error=skip"
+        if len(bad) == 1:
+            raise UserError(f"{bad[0]}{advice}")
+        raise UserError(f"{len(bad):,} images in {self.path} cannot be used: {named}; mend or remove them{advice}")
+
+    def fingerprint(self, names: list[str], labels: Tensor | None) -> str:
+        """Eight letters of a hash of names, sizes and labels, and eight of one of all bytes (their CRC-32), which are
+        known of a zip, and of a folder once it is checked; otherwise they are left out."""
+        outline = hashlib.sha256()
+        for name in names:
+            outline.update(f"{name}\n{self._sizes[name]}\n".encode(errors="surrogateescape"))
+        if labels is not None:
+            outline.update(labels.numpy().tobytes())
+        crcs = [self._crcs.get(name) for name in names]
+        content = "" if None in crcs else hashlib.sha256(np.array(crcs, np.uint32).tobytes()).hexdigest()[:8]
+        return outline.hexdigest()[:8] + content
 
 
 def _leave_signals(worker: int) -> None:
@@ -158,7 +229,7 @@ class StreamedSplit:
 
     def clean(self, image: Image.Image) -> Tensor:
         """Resize to `resize`, centre-crop to `image_size`: uint8 `(3, H, W)`."""
-        tvf = _torchvision()
+        tvf = decode.torchvision_functional()
         image = tvf.resize(image, self.resize, antialias=True)
         return tvf.pil_to_tensor(tvf.center_crop(image, [self.image_size, self.image_size]))
 
@@ -169,7 +240,7 @@ class StreamedSplit:
         if draws is None:
             return clean, clean
         box = [int(t) for t in crop_boxes(draws[None], image.height, image.width, scale, ratio)]
-        tvf = _torchvision()
+        tvf = decode.torchvision_functional()
         crop = tvf.resized_crop(image, *box, [self.image_size, self.image_size], antialias=True)
         return clean, tvf.pil_to_tensor(crop)
 
@@ -178,8 +249,8 @@ class StreamedSplit:
             if isinstance(request, int):
                 return self.clean(self.store.open(self.names[request]))
             return self.pair(*request)
-        except UserError as error:  # as a value: raised, it would arrive wrapped in a worker's traceback
-            return error
+        except BadImage as error:  # as a value: raised, it would arrive wrapped in a worker's traceback
+            return UserError(f"{error.fact}; put a whole copy of it there, and the same command goes on")
 
     def stream(self, requests) -> Iterator:
         """Batches answering an iterable of lists of requests, each by `__getitem__`, in worker processes."""
@@ -203,8 +274,5 @@ class StreamedSplit:
         yield from self.stream(i.tolist() for i in order.split(batch_size))
 
     def fingerprint(self) -> str:
-        """A short hash of the names and labels."""
-        digest = hashlib.sha256("\n".join(self.names).encode())
-        if self.labels is not None:
-            digest.update(self.labels.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """A short hash of names, sizes and labels, and of all bytes where they are known (see `Store.fingerprint`)."""
+        return self.store.fingerprint(self.names, self.labels)
