@@ -16,6 +16,8 @@ from aavae.runtime import Precision, generator_for
 TRAINED = ("h", "mu", "z")  # the encoder's features, the latent mean, a drawn latent
 NAMES = (*TRAINED, "pixels", "h_untrained")  # and the baselines: the raw image, the encoder before training
 PIXEL_BYTES = 8 * 2**30  # a baseline of raw pixels that needs more memory is left out
+BATCH = 500
+LARGEST = 1500 * 32**2  # pixels of a batch for recalibration, which should hold all images where it can
 
 Features = Callable[[Tensor, torch.Generator], Tensor]
 Track = Callable[[Iterable, int, str], Iterator]
@@ -42,7 +44,7 @@ class Representation:
         device: torch.device,
         precision: Precision | None = None,
         track: Track = untracked,
-        batch_size: int = 500,
+        batch_size: int = BATCH,
         *,
         encoder: nn.Module | None = None,
         model: AutoEncoder | None = None,
@@ -124,10 +126,13 @@ class Representations:
         self._made: dict[str, Representation] = {}
 
     def _recalibrated(self, module: nn.Module, forward: Callable = nn.Module.__call__) -> nn.Module:
+        some = sample(self.dataset["pretrain"], self._recalibration_images)
+        # In as few batches as memory allows, and equal ones: each normalises by its own statistics.
+        parts = -(-len(some) // max(BATCH, LARGEST // self.dataset.image_size**2))
+
         def batches() -> Iterator[Tensor]:
-            some = sample(self.dataset["pretrain"], self._recalibration_images)
-            for images in some.batches(500):
-                if len(images) > 1:  # one image has no variance
+            if len(some) > 1:  # one image has no variance
+                for images in some.batches(-(-len(some) // parts)):
                     yield self.dataset.normalize(self.dataset.target(to_float(images.to(self.device))))
 
         with self.precision.autocast():

@@ -1,11 +1,16 @@
-"""BatchNorm recalibration against numpy over the same batches."""
+"""BatchNorm recalibration against numpy over the same images."""
+
+import copy
 
 import numpy as np
+import pytest
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from aavae import build
 from aavae.batchnorm import recalibrated
+from aavae.datasets import to_float
 from aavae.encoders.resnet import resnet
 
 
@@ -15,18 +20,40 @@ def batches(sizes=(8, 8, 3), shape=(3, 6, 6)):
 
 
 def numpy_statistics(inputs):
-    """Average over batches of each batch's mean and unbiased variance per channel, every batch counting the same."""
+    """Mean and unbiased variance per channel of all batches together, in float64."""
     flat = [np.moveaxis(x.numpy().astype(np.float64), 1, -1).reshape(-1, x.shape[1]) for x in inputs]
-    return np.mean([x.mean(0) for x in flat], 0), np.mean([x.var(0, ddof=1) for x in flat], 0)
+    return np.concatenate(flat).mean(0), np.concatenate(flat).var(0, ddof=1)
 
 
-def test_statistics_are_the_cumulative_average_over_batches():
+@pytest.mark.parametrize("sizes", [(8, 8, 3), (500, 500, 2), (500, 500, 1), (7,)])
+@pytest.mark.parametrize("offset", [0.0, 5.0])
+def test_statistics_are_those_of_one_pass_over_all_images(sizes, offset):
     layer = nn.BatchNorm2d(3)
     layer(100 + torch.randn(8, 3, 6, 6))  # what was there before must not count
-    twin = recalibrated(layer, batches())
-    mean, var = numpy_statistics(batches())
-    np.testing.assert_allclose(twin.running_mean.numpy(), mean, rtol=1e-5)
-    np.testing.assert_allclose(twin.running_var.numpy(), var, rtol=1e-5)
+    images = [offset + x for x in batches(sizes, shape=(3, 4, 4))]
+    twin = recalibrated(layer, images)
+    mean, var = numpy_statistics(images)
+    np.testing.assert_allclose(twin.running_mean.numpy(), mean, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(twin.running_var.numpy(), var, rtol=1e-6)
+    assert twin.num_batches_tracked == len(sizes) and twin.momentum == layer.momentum == 0.1
+
+
+def test_one_batch_of_all_images_makes_a_deep_network_exact():
+    """Torch's own cumulative average over a single float64 batch is the exact pass."""
+    data = build.dataset(build.compose(["experiment=digits"])).load()
+    images = data.normalize(to_float(data["pretrain"].images[:202]))
+    encoder = build.model(build.compose(["experiment=digits"]), data).encoder
+    exact = copy.deepcopy(encoder).double().eval()
+    for layer in exact.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None
+            layer.train()
+    with torch.no_grad():
+        exact(images.double())
+        features = recalibrated(encoder.double(), [images.double()])(images.double())
+        expected = exact.eval()(images.double())
+    torch.testing.assert_close(features, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_later_layer_sees_what_batch_statistics_make_of_its_input():
@@ -55,6 +82,13 @@ def test_only_batchnorm_trains_meanwhile():
     net = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3))
     mean, _ = numpy_statistics(batches())
     np.testing.assert_allclose(recalibrated(net, batches())[1].running_mean.numpy(), mean, rtol=1e-5)
+
+
+def test_what_the_images_do_not_pass_keeps_its_statistics():
+    net = nn.ModuleDict({"encoder": nn.BatchNorm2d(3), "decoder": nn.BatchNorm2d(3)})
+    net["decoder"].running_mean.fill_(7.0)
+    twin = recalibrated(net, batches(), lambda module, x: module["encoder"](x))
+    assert twin["decoder"].running_mean.tolist() == [7.0] * 3 and not twin["encoder"].running_mean.eq(0).any()
 
 
 def test_a_model_without_batchnorm_is_copied_and_no_image_is_read():

@@ -1,5 +1,7 @@
 """What probes are shown: each representation against a computation of its own, on a copy of the trained model."""
 
+import copy
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -158,14 +160,36 @@ def test_probes_get_a_copy_and_the_trained_model_keeps_its_numbers_and_its_mode(
     assert all(m.training for m in model.modules()) and not any(m.training for m in made.model.modules())
 
 
-@pytest.mark.parametrize(("asked_for", "taken"), [(100, 100), (500, 500), (501, 500), (10_000, 600)])
-def test_recalibration_takes_as_many_images_as_asked_for_and_no_batch_of_one(asked_for, taken):
+@pytest.mark.parametrize(
+    ("asked_for", "sizes"), [(100, [100]), (501, [251, 250]), (502, [251, 251]), (10_000, [401, 401, 400])]
+)
+def test_recalibration_takes_as_many_images_as_asked_for_in_equal_batches(asked_for, sizes, monkeypatch):
+    monkeypatch.setattr(representations, "BATCH", 500)
+    monkeypatch.setattr(representations, "LARGEST", 0)
     model, _ = autoencoder()
-    data, seen = Cropped(train=600), []
+    data, seen = Cropped(train=1202), []
     data.target = lambda images: seen.append(len(images)) or images[..., 4:20, 4:20]
     made = representing(model, data, recalibrates=True, recalibration_images=asked_for)
-    assert sum(seen) == taken and made.encoder.bn1.num_batches_tracked == len(seen)  # batches of 500
+    assert seen == sizes and made.encoder.bn1.num_batches_tracked == len(seen)
     assert not torch.equal(made.encoder.bn1.running_mean, model.encoder.bn1.running_mean)
+
+
+def test_recalibrated_features_are_those_of_one_exact_pass_over_all_images():
+    model, _ = autoencoder()
+    data = Cropped(train=502)
+    exact = copy.deepcopy(model).double().eval()
+    for layer in exact.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.reset_running_stats()
+            layer.momentum = None  # torch's own cumulative average, here of a single batch
+            layer.train()
+    with torch.no_grad():
+        exact.encode(shown(data, "pretrain").double())
+        expected = exact.eval().encode(shown(data, "test").double())
+    made = representing(model, data, recalibrates=True)
+    for name, features in (("h", expected.h), ("mu", expected.mu)):
+        found = made[name]("test")[0]
+        assert (found - features).norm() < 3e-6 * features.norm(), name  # what float32 itself rounds away
 
 
 def test_an_encoder_alone_is_shown_as_the_same_encoder_in_its_autoencoder():
