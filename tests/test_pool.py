@@ -238,7 +238,7 @@ def test_a_signal_asks_each_job_once_to_stop_and_begins_no_other(tmp_path, signu
     assert outcomes == {i: Outcome("interrupted", None, f"got [{int(signal.SIGTERM)}]") for i in (0, 1)}
     assert not (tmp_path / "2").exists()
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert "again to kill" in capfd.readouterr().err
+    assert "Ctrl-C again kills" in capfd.readouterr().err
 
 
 def test_a_job_that_dies_of_the_signal_was_interrupted(tmp_path):

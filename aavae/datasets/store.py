@@ -1,10 +1,13 @@
 """Images in a folder or a zip: decoded into memory at once, or streamed by worker processes."""
 
+import atexit
 import hashlib
 import io
+import multiprocessing
 import os
 import signal
 import threading
+import weakref
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from aavae.augmentations import crop_boxes
-from aavae.errors import UserError
+from aavae.errors import UserError, WorkerDied
+from aavae.signals import STOPS, blocked
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
 PARTS = ("train", "test", "val", "valid", "validation")
@@ -129,13 +133,37 @@ def square(image: Image.Image, size: int, resize: int | None = None) -> Tensor:
     return torch.from_numpy(np.array(image).transpose(2, 0, 1))
 
 
-def _leave_signals(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the main process ends them
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _ignore_signals(worker: int) -> None:
+    for signum in STOPS:  # where a process does not inherit that they are blocked; its parent ends it
+        signal.signal(signum, signal.SIG_IGN)
+
+
+_workers: weakref.WeakSet = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in list(_workers):  # multiprocessing would send them a SIGTERM, and wait
+        worker.kill()
 
 
 def _collate(items: list):
     return next((i for i in items if isinstance(i, UserError)), None) or default_collate(items)
+
+
+def _next(iterator: Iterator, workers: set):
+    """The next batch, None after the last. Raises WorkerDied if a process that reads images was killed."""
+    try:
+        if not any(worker.exitcode for worker in workers):
+            return next(iterator, None)
+    except RuntimeError:  # torch has noticed, too
+        if not any(worker.exitcode for worker in workers):
+            raise
+    code = next(worker.exitcode for worker in workers if worker.exitcode)
+    how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+    hint = {-signal.SIGKILL: ", as when memory runs out", -signal.SIGBUS: ", as when /dev/shm is full"}.get(code, "")
+    raise WorkerDied(f"a process that reads images died ({how}{hint}); dataset.workers= sets how many there are")
 
 
 class StreamedSplit:
@@ -189,13 +217,26 @@ class StreamedSplit:
             batch_sampler=requests,
             num_workers=workers,
             collate_fn=_collate,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # for the workers' seeds, which nobody uses; else torch's own would move
         )
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        before = set(multiprocessing.active_children())
+        with blocked():
+            iterator = iter(loader)
+        workers = set(multiprocessing.active_children()) - before
+        _workers.update(workers)
+        if threading.current_thread() is threading.main_thread():
+            # Torch raises the death of a worker wherever it finds the main process, as in the middle of a step.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            while (batch := _next(iterator, workers)) is not None:
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        finally:
+            del iterator  # ends them, as far as they listen
+            for worker in workers:
+                worker.kill()
 
     def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[Tensor]:
         """The clean images, or those at `order`, uint8, on the CPU."""
