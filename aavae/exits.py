@@ -19,7 +19,7 @@ def run(
     with output.lenient() as out:
         try:
             with signals.listening():
-                code = work()
+                code = work() or 0
         except UserError as error:
             print(f"{name}: {error}", file=sys.stderr)
             code = 2
@@ -27,8 +27,11 @@ def run(
             if not getattr(error, "said", False):
                 print(f"{name}: {interrupted}", file=sys.stderr)
             code = 128 + getattr(error, "signum", signal.SIGINT)
-        except SystemExit as error:  # argparse's, after --help
+        except SystemExit as error:  # argparse's, after --help; or of code that is not ours
             code = error.code or 0
+            if isinstance(code, str):
+                print(code, file=sys.stderr)
+                code = 1
         out.flush()
         if out.lost and out.lost.errno not in output.GONE:
             print(f"{name}: cannot write what it prints ({out.lost.strerror})", file=sys.stderr)

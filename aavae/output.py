@@ -69,11 +69,9 @@ class Output:
             yield
         except OSError as error:
             self.lost = error
-            with (
-                contextlib.suppress(OSError, ValueError),
-                open(os.devnull, "w") as nowhere,
-            ):  # there may be no descriptor
-                os.dup2(nowhere.fileno(), self._stream.fileno())  # takes what is still in its buffer
+            # A stream may have no descriptor; one that has is given a place for what is still in its buffer.
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 @contextlib.contextmanager
