@@ -2,11 +2,11 @@
 
 import argparse
 import difflib
-import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from aavae import exits
 from aavae.errors import UserError
 
 KINDS = {
@@ -105,19 +105,15 @@ def _checked(options: dict) -> dict:
 
 
 def main() -> None:
-    """The command `aavae-convert`. Exit codes: 0 done, 2 bad input, 130 interrupted."""
-    code = 0
-    try:
+    """The command `aavae-convert`. Exit codes: 0 done, 2 bad input, 128 + n stopped by signal n."""
+
+    def work() -> int:
         options = _checked(_arguments(sys.argv[1:]))
         print(convert(**options))
         print(f"written to {options['target']}")
-    except UserError as error:
-        print(f"aavae-convert: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("aavae-convert: interrupted; nothing is written", file=sys.stderr)
-        code = 128 + signal.SIGINT
-    sys.exit(code)
+        return 0
+
+    sys.exit(exits.run("aavae-convert", work, interrupted="interrupted; nothing is written"))
 
 
 if __name__ == "__main__":

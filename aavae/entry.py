@@ -19,8 +19,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from aavae import build
-from aavae.errors import Interrupted, UserError
+from aavae import build, exits, files, signals, slurm
+from aavae.errors import UserError
 from aavae.multirun import Grid, Multirun
 
 
@@ -33,6 +33,7 @@ class Command:
     name: str
     module: str
     primary: str
+    kept = False  # whether what is printed is in files too
 
     # ---- What a subclass says -------------------------------------------------------------------------------------
 
@@ -67,24 +68,18 @@ class Command:
 
     def main(self) -> None:
         """Run the command on `sys.argv` and exit."""
-        signal.signal(signal.SIGTERM, _terminated)
-        if os.environ.pop("AAVAE_JOB", None):
+        job = os.environ.pop("AAVAE_JOB", None)
+        if job:
             threading.Thread(target=_end_with_parent, daemon=True).start()
-        try:
-            code = self.execute(sys.argv[1:])
-        except UserError as error:
-            print(f"{self.name}: {error}", file=sys.stderr)
-            code = 2
-        except BrokenPipeError:  # nobody reads on, as after | head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            code = 128 + signal.SIGPIPE
-        except KeyboardInterrupt as error:
-            if not getattr(error, "said", False):
-                print(f"{self.name}: interrupted", file=sys.stderr)
-            signum = getattr(error, "signum", signal.SIGINT)
-            if under_wandb_agent():
-                _end_by(signum)
-            code = 128 + signum
+        code = exits.run(self.name, lambda: self.execute(sys.argv[1:]), kept=lambda: self.kept)
+        signum = code - 128
+        if signum in signals.STOPS and under_wandb_agent():
+            # What the agent stops early has not failed; but it counts every exit code as a failure, and gives up
+            # after five.
+            signals.end_by(signum)
+        if not job and slurm.returns(signum):
+            print(f"{self.name}: Slurm queues job {slurm.job()} again; scancel ends it", file=sys.stderr, flush=True)
+            slurm.requeue()
         sys.exit(code)
 
     def execute(self, argv: list[str]) -> int:
@@ -124,11 +119,12 @@ class Command:
         self.make(Path(build.folder(overrides, key, self.primary) or "."), key)
 
     def make(self, folder: Path, key: str) -> None:
-        """Make the folder. Raises UserError where it cannot be made."""
+        """Make the folder, where all is kept from then on. Raises UserError where it cannot be made."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"the folder {folder} cannot be made ({error}); name another {key}=") from error
+        self.kept = True
 
     def launch(self, task: "Task") -> int:
         """Hand `task` to Hydra; the exit code. Raises what stopped it."""
@@ -211,17 +207,6 @@ def under_wandb_agent() -> bool:
     return "WANDB_SWEEP_ID" in os.environ
 
 
-def _end_by(signum: int) -> None:
-    # What the agent stops early has not failed; but it counts every exit code as a failure, and gives up after five.
-    sys.stdout.flush()
-    signal.signal(signum, signal.SIG_DFL)
-    os.kill(os.getpid(), signum)
-
-
-def _terminated(signum, frame):
-    raise Interrupted(signum)
-
-
 def _end_with_parent() -> None:
     # A job of a sweep: the other end of its input is held by the process that launched it, and closed when that dies.
     os.read(0, 1)  # not sys.stdin, whose lock would be held when Python ends
@@ -229,8 +214,7 @@ def _end_with_parent() -> None:
 
 
 def _remove_if_nothing_was_begun(folder: Path) -> None:
-    if folder.is_dir() and {p.name for p in folder.iterdir()} <= {".lock"}:
-        (folder / ".lock").unlink(missing_ok=True)
-        folder.rmdir()
+    files.remove_if_empty(folder)
+    if not folder.exists():
         with contextlib.suppress(OSError):  # not empty, or not there
             Path("outputs").rmdir()

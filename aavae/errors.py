@@ -17,8 +17,12 @@ def refuse_below(least: dict[str, tuple]) -> None:
             raise UserError(f"{name} must be {lowest} or more, not {value}")
 
 
+class WorkerDied(UserError):
+    """A process that reads images was killed. Raised between two steps, so that what was learned can be saved."""
+
+
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM arrived; a KeyboardInterrupt, so that no `except Exception` on the way stops it."""
+    """A signal asked to stop; a KeyboardInterrupt, so that no `except Exception` on the way stops it."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)

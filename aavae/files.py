@@ -8,6 +8,8 @@ from pathlib import Path
 
 from aavae.errors import UserError
 
+LOCK = ".lock"
+
 
 @contextlib.contextmanager
 def whole(path: Path):
@@ -50,19 +52,63 @@ def also_as(path: Path, name: str) -> None:
         temporary.unlink(missing_ok=True)  # left over, too, if both were names of one file already
 
 
+UNLOCKED = "AAVAE_NO_LOCK"  # an environment variable: go on without locks, where the disk knows none
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = False):
+    """Hold the lock that is the file `path`, whose holder, and nobody else, may remove it.
+
+    Raises BlockingIOError if another process holds it, unless told to `wait`, OSError where it cannot be written, and
+    UserError where the disk knows no locks.
+    """
+    if os.environ.get(UNLOCKED, "0") not in ("", "0"):
+        path.touch()
+        yield
+        return
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)  # whoever held the lock may have removed the empty folder
+        with open(path, "w") as handle:
+            _lock(handle, path, wait)
+            with contextlib.suppress(FileNotFoundError):  # removed by its holder, while this process waited for it
+                if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                    yield
+                    return
+
+
+def _lock(handle, path: Path, wait: bool) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:  # ENOLCK, ENOSYS, EOPNOTSUPP: some network disks, as they were mounted
+        raise UserError(
+            f"the disk of {path.parent} cannot lock files ({error.strerror}), which keeps two processes out of one "
+            f"folder; use another disk, or see to that yourself and set {UNLOCKED}=1 in the environment"
+        ) from error
+
+
 @contextlib.contextmanager
 def only_one(folder: Path, key: str = "hydra.run.dir"):
     """Hold a folder, which `key` names, for this process.
 
     Raises UserError if another one holds it, or if nothing can be written there.
     """
-    try:
-        handle = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UserError(f"cannot write in {folder} ({error.strerror}); name another {key}=") from error
-    with handle:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(folder / LOCK))
         except BlockingIOError as error:
             raise UserError(f"another process is busy in {folder}; wait for it, or name another {key}=") from error
+        except OSError as error:
+            raise UserError(f"cannot write in {folder} ({error.strerror}); name another {key}=") from error
         yield
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder that holds nothing, or nothing but a lock, unless another process is busy there."""
+    if not folder.is_dir() or {p.name for p in folder.iterdir()} - {LOCK}:
+        return
+    with contextlib.suppress(UserError, OSError), only_one(folder):
+        if {p.name for p in folder.iterdir()} == {LOCK}:
+            (folder / LOCK).unlink()
+            folder.rmdir()

@@ -159,13 +159,18 @@ class Loggers:
         return answers
 
     def close(self, failed: bool = False) -> None:
-        """Close all; a failing one does not keep the others open."""
+        """Close all; one that fails, or is interrupted, does not keep the others open."""
+        interrupted = None
         for name, logger in self._loggers.items():
             try:
                 logger.close(failed)
+            except KeyboardInterrupt as error:
+                interrupted = error
             except Exception as error:  # the numbers are on disk; a logger's farewell must not fail the run
                 if name not in self._lost:
                     print(f"closing the logger {name} failed ({first_line(error)})", file=sys.stderr)
+        if interrupted:
+            raise interrupted
 
 
 def first_line(error: Exception) -> str:

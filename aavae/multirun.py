@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from aavae import build, status, study, sweeps, threads
+from aavae import build, slurm, status, study, sweeps, threads
 from aavae.errors import Interrupted, UserError
 from aavae.sweeps import Job
 
@@ -200,7 +200,7 @@ class Multirun:
     def run_alone(self, overrides: list[str], number: int, folder: Path, config: dict) -> float | None:
         """Run one job where another launcher than ours has brought us; its score, None if it did not end well.
 
-        Raises Interrupted after stopping it.
+        Raises Interrupted after stopping it; what Slurm should queue again, submitit does first.
         """
         from aavae.pool import Pool
 
@@ -208,9 +208,8 @@ class Multirun:
             return status.read(folder).get("score")
         pool = Pool(self._child, [{}], lambda states: None)
         outcome = pool.run([Job(number, overrides, folder, self.name_of(overrides))])[number]
-        if pool.stopped == signal.SIGUSR2:
-            signal.raise_signal(signal.SIGUSR2)  # submitit, which we kept waiting, has the job queued again
         if pool.stopped is not None:
+            _tell_submitit(pool.stopped)
             raise Interrupted(pool.stopped)
         return outcome.score
 
@@ -239,6 +238,14 @@ class Multirun:
         visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
         visible = visible or [str(i) for i in range(self.gpus)]
         return [share | ({"CUDA_VISIBLE_DEVICES": visible[i % len(visible)]} if handed_out else {}) for i in range(n)]
+
+
+def _tell_submitit(signum: int) -> None:
+    # It waits for one signal only, SIGUSR2 unless told otherwise, at which it has the job queued again and exits.
+    expected = getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
+    waits = "SUBMITIT_EXECUTOR" in os.environ and callable(signal.getsignal(expected))
+    if waits and (signum == expected or slurm.returns(signum)):
+        signal.raise_signal(expected)
 
 
 def _refuse_helpers(node: DictConfig) -> None:

@@ -9,13 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from aavae import files, status
+from aavae import files, signals, status
 from aavae.errors import UserError
 from aavae.sweeps import Job
 
 LOG = "log.txt"
 TICK = 0.5  # seconds between looks at the processes
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # the last is Slurm's, shortly before the time is up
 GRACE = 120.0  # seconds that a stopped job has to save what it has
 TAIL = 2**16  # bytes of a log in which its last words are looked for
 
@@ -56,24 +55,24 @@ class Pool:
     def run(self, jobs: list[Job]) -> dict[int, Outcome]:
         """Run the jobs and return how each ended, by its number; raises nothing for what a job does.
 
-        After one of STOPS no job is begun, those that run are asked to stop, and `stopped` is set; a second
-        signal kills them.
+        After a signal (of `signals.STOPS`) no job is begun, those that run are asked to stop, and `stopped` is set; a
+        second Ctrl-C kills them.
         """
         waiting, outcomes = list(jobs), {}
-        before = {s: signal.signal(s, self._stop) for s in STOPS}
-        try:
-            while self.running or (waiting and self.stopped is None):
-                while waiting and self.free and self.stopped is None:
-                    self._begin(waiting.pop(0), outcomes)
-                self._wait(outcomes)
-                self.watch({r.job.number: "running" for r in self.running} | {n: o.state for n, o in outcomes.items()})
-        finally:
-            self._send(signal.SIGTERM)  # if something went wrong here; otherwise nobody is left
-            self._deadline = min(self._deadline, time.monotonic() + GRACE)
-            while self.running:
-                self._wait(outcomes)
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+        with signals.listening() as heard, heard.answered_by(self._stop):
+            self.stopped = heard.received
+            try:
+                while self.running or (waiting and self.stopped is None):
+                    while waiting and self.free and self.stopped is None:
+                        self._begin(waiting.pop(0), outcomes)
+                    self._wait(outcomes)
+                    running = {r.job.number: "running" for r in self.running}
+                    self.watch(running | {n: o.state for n, o in outcomes.items()})
+            finally:
+                self._send(signal.SIGTERM)  # if something went wrong here; otherwise nobody is left
+                self._deadline = min(self._deadline, time.monotonic() + GRACE)
+                while self.running:
+                    self._wait(outcomes)
         return outcomes
 
     def _wait(self, outcomes: dict[int, Outcome]) -> None:
@@ -125,13 +124,13 @@ class Pool:
                 status.write(job.folder, state, reason, ended=status.now())
         return Outcome(state, None, reason)
 
-    def _stop(self, signum: int, frame: object) -> None:
-        again = self.stopped not in (None, signal.SIGUSR2)  # Slurm's is followed by a SIGTERM
-        # Not print: a signal may arrive in the middle of one.
-        os.write(2, b"\nkilling them\n" if again else b"\nstopping: what runs saves itself first; again to kill it\n")
-        self.stopped = signum
+    def _stop(self, signum: int, first: bool) -> None:
+        signals.write(
+            "\nstopping: what runs saves itself first; Ctrl-C again kills it\n" if first else "\nkilling them\n"
+        )
+        self.stopped = self.stopped or signum
         self._deadline = time.monotonic() + GRACE
-        self._send(signal.SIGKILL if again else signal.SIGTERM)
+        self._send(signal.SIGTERM if first else signal.SIGKILL)
 
     def _send(self, signum: int) -> None:
         for running in self.running:
@@ -143,8 +142,10 @@ class Pool:
 
 
 def _died(code: int, stopping: bool, words: str) -> tuple[str, str]:
-    if stopping and code in (-signal.SIGTERM, -signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGINT):
+    if stopping and code == -signal.SIGKILL:
         return "interrupted", "stopped with the sweep"
+    if asked := [s.name for s in signals.STOPS if code in (-s, 128 + s)]:  # before it could say so itself
+        return "interrupted", "stopped with the sweep" if stopping else f"stopped by {asked[0]}"
     if code < 0:
         name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
         hint = ", as when memory runs out" if code == -signal.SIGKILL else ""

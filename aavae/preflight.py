@@ -5,13 +5,13 @@ It runs in a process of its own, so that the one that launches jobs holds no ima
 
 import json
 import multiprocessing
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aavae import build, threads
 from aavae.errors import UserError
 from aavae.identity import identity
+from aavae.signals import blocked
 
 TIMED = 5e10  # FLOP of a timed step, on a CPU
 SMALL_FILES = 2 * 2**20  # bytes of a run's pictures, metrics and logs, about
@@ -37,11 +37,8 @@ def preflight(jobs: list[list[str]], config_dir: str | None, primary: str) -> tu
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     apart = context.Process(target=_answer, args=(theirs, jobs, config_dir, primary), daemon=True)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the new process inherits: Ctrl-C is for this one
-    try:
+    with blocked():  # it is this one's to end
         apart.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     theirs.close()
     try:
         return ours.recv()

@@ -2,11 +2,11 @@
 
 import argparse
 import os
-import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from aavae import exits
 from aavae.errors import UserError
 
 
@@ -30,8 +30,7 @@ def report(folder: Path) -> int:
     return summary.code
 
 
-def main() -> None:
-    """The command `aavae-report`. Exit codes: 0 no job failed, 1 some did or are dead, 2 bad input, 130 interrupted."""
+def _work() -> int:
     parser = argparse.ArgumentParser(
         prog="aavae-report",
         description="Say what the jobs of a sweep, or the runs in any folder, have found: means over seeds on the "
@@ -41,17 +40,19 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=f"aavae {version('aavae')}")
     parser.add_argument("folders", nargs="+", metavar="DIR", type=Path, help="such as multirun/NAME, outputs, or a run")
     code = 0
-    try:
-        for folder in parser.parse_args().folders:
-            try:
-                code = max(code, report(folder.expanduser()))
-            except UserError as error:
-                print(f"aavae-report: {error}", file=sys.stderr)
-                code = 2
-    except KeyboardInterrupt:
-        print("aavae-report: interrupted", file=sys.stderr)
-        code = 128 + signal.SIGINT
-    sys.exit(code)
+    for folder in parser.parse_args().folders:
+        try:
+            code = max(code, report(folder.expanduser()))
+        except UserError as error:
+            print(f"aavae-report: {error}", file=sys.stderr)
+            code = 2
+    return code
+
+
+def main() -> None:
+    """The command `aavae-report`. Exit codes: 0 no job failed, 1 some did or are dead, 2 bad input, 128 + n stopped by
+    signal n."""
+    sys.exit(exits.run("aavae-report", _work))
 
 
 if __name__ == "__main__":

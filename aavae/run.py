@@ -19,7 +19,8 @@ from aavae.loggers import Beginning, Loggers
 from aavae.probes import record
 from aavae.provenance import PROVENANCE, note, provenance
 from aavae.results import RESULTS, read_results
-from aavae.runtime import Signals, device_name, has_bf16_units
+from aavae.runtime import device_name, has_bf16_units
+from aavae.signals import Signals, listening
 from aavae.trainer import Trainer
 
 
@@ -63,44 +64,52 @@ class Run:
         """Train, evaluate, and return the score: the validation accuracy of h by the first probe that measures one; if
         none does, the score of the last validation.
 
-        Raises UserError for a folder that cannot be continued, and KeyboardInterrupt after saving on SIGINT or SIGTERM.
+        Raises UserError for a folder that cannot be continued, and Interrupted, after saving, for a signal.
         """
         leads = self.trainer.processes.leads
-        with files.only_one(self.folder) if leads else contextlib.nullcontext():
-            remembered = self._resume()
-            if (records := self._finished()) is not None:
-                self.reporter.say(f"{shown(self.folder)} is finished ({self.trainer.epoch:g} epochs); its results:")
-                self.reporter.show(results_tables(records))
-                return self.trainer.score
-            logger, failed, goes_on = self.logger, True, self.trainer.step > 0
-            heart = status.Heart(self.folder, self._facts, goes_on, command=self.command)
-            origin = self._begin(remembered)  # before anything is written: a logger that cannot leaves nothing behind
+        with files.only_one(self.folder) if leads else contextlib.nullcontext(), listening() as signals:
             try:
-                self._remove(RESULTS)  # of fewer epochs, or of other probes
-                self._write("config.yaml", self.config_yaml)
-                if leads:
-                    note(self.folder, origin)
-                with heart.beating() if leads else contextlib.nullcontext():
-                    self._banner()
-                    with Signals() as signals:
-                        self.trainer.fit(self.folder, logger, self.reporter, signals, self.facts)
-                    if leads:
-                        self._evaluate()
-                self._say(heart, "done")
-                failed = False
-            except KeyboardInterrupt as error:
-                by = signal.Signals(getattr(error, "signum", signal.SIGINT)).name
-                self._say(heart, "interrupted", f"stopped by {by}")
-                self.reporter.say(f"stopped at step {self.trainer.step:,}; continue with\n  {self.command}")
-                error.said = True
+                remembered = self._resume()
+                if (records := self._finished()) is not None:
+                    self.reporter.say(f"{shown(self.folder)} is finished ({self.trainer.epoch:g} epochs); its results:")
+                    self.reporter.show(results_tables(records))
+                    return self.trainer.score
+                heart = status.Heart(self.folder, self._facts, self.trainer.step > 0, command=self.command)
+                # Before anything is written: a logger that cannot start leaves nothing behind.
+                origin = self._begin(remembered)
+                self._work(heart, origin, signals)
+            except KeyboardInterrupt as error:  # before the first step, or when all was done and loggers were closed
+                if leads and not getattr(error, "said", False) and (self.folder / status.STATUS).exists():
+                    status.write(self.folder, "interrupted", f"stopped by {_name(error)}", ended=status.now())
                 raise
-            except BaseException as error:
-                kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-                self._say(heart, "failed", f"{kind}{error}")
-                raise
-            finally:
-                logger.close(failed)
         return self.trainer.score
+
+    def _work(self, heart: status.Heart, origin: dict, signals: Signals) -> None:
+        leads, logger, failed = self.trainer.processes.leads, self.logger, True
+        try:
+            self._remove(RESULTS)  # of fewer epochs, or of other probes
+            self._write("config.yaml", self.config_yaml)
+            if leads:
+                note(self.folder, origin)
+            with heart.beating() if leads else contextlib.nullcontext():
+                self._banner()
+                self.trainer.fit(self.folder, logger, self.reporter, signals, self.facts)
+                if leads:
+                    self._evaluate()
+            signals.check()
+            self._say(heart, "done")
+            failed = False
+        except KeyboardInterrupt as error:
+            self._say(heart, "interrupted", f"stopped by {_name(error)}")
+            self.reporter.say(f"stopped at step {self.trainer.step:,}; continue with\n  {self.command}")
+            error.said = True
+            raise
+        except BaseException as error:
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            self._say(heart, "failed", f"{kind}{error}")
+            raise
+        finally:
+            logger.close(failed)
 
     # ---- Beginning ------------------------------------------------------------------------------------------------
 
@@ -293,3 +302,7 @@ class Run:
     def _say(self, heart: status.Heart, state: str, reason: str | None = None) -> None:
         if self.trainer.processes.leads:
             heart.say(state, reason)
+
+
+def _name(error: KeyboardInterrupt) -> str:
+    return signal.Signals(getattr(error, "signum", signal.SIGINT)).name

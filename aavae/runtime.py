@@ -1,9 +1,8 @@
-"""Device, precision, stateless randomness, processes and signals."""
+"""Device, precision, stateless randomness and processes."""
 
 import contextlib
 import hashlib
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -175,13 +174,17 @@ class Processes:
             values = values / self.world
         return values
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether `flag` is set in any process, so that all of them stop at the same step."""
+    def largest(self, number: int, device: torch.device) -> int:
+        """The largest `number` of any process, so that all of them decide the same at the same step."""
         if self.world == 1:
-            return flag
-        votes = torch.tensor(int(flag), device=device)
+            return number
+        votes = torch.tensor(number, device=device)
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-        return bool(votes)
+        return int(votes)
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether `flag` is set in any process."""
+        return bool(self.largest(int(flag), device))
 
     def wait(self) -> None:
         """Wait for every process."""
@@ -201,25 +204,3 @@ def processes(device: torch.device):
         yield Processes(dist.get_rank(), world)
     finally:
         dist.destroy_process_group()
-
-
-class Signals:
-    """Turns the first SIGINT or SIGTERM into a flag that the loop reads between steps; a second one kills at once."""
-
-    def __init__(self):
-        self.received: int | None = None
-
-    def _note(self, signum, frame):
-        self.received = signum
-        # Not print: a signal may arrive in the middle of one.
-        os.write(2, b"\nstopping after this step; again to stop at once, losing the steps since the last save\n")
-        for s in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(s, signal.SIG_DFL)
-
-    def __enter__(self):
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exc):
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)

@@ -1,8 +1,8 @@
 """The loop: one step, one epoch, and when to log, validate, probe and save."""
 
+import contextlib
 import copy
 import math
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from aavae import checkpoint, diagnostics, files, restart
 from aavae.console import Reporter
 from aavae.datasets import Dataset
-from aavae.errors import Interrupted, UserError, refuse_below
+from aavae.errors import Interrupted, UserError, WorkerDied, refuse_below
 from aavae.evaluation import Evaluation, keep_pictures
 from aavae.inspector import Inspector
 from aavae.loader import Batch, Loader
@@ -24,8 +24,9 @@ from aavae.model import AutoEncoder, Output
 from aavae.pipelines import Pipeline
 from aavae.probes import Guest, Picture, name_of
 from aavae.representations import TRAINED
-from aavae.runtime import Precision, Processes, Signals, compiler, generator_for, seed_default, seed_for, send
+from aavae.runtime import Precision, Processes, compiler, generator_for, seed_default, seed_for, send
 from aavae.schedules import Schedule
+from aavae.signals import Signals
 
 
 class Trainer:
@@ -196,7 +197,7 @@ class Trainer:
         """Train to the end, from wherever the trainer stands, writing to `folder`; `facts` go into every checkpoint.
 
         Raises Interrupted after saving, when a signal arrived, and UserError when the loss is not finite, keeping the
-        last good checkpoint.
+        last good checkpoint. What is learned when a process that reads images dies is saved, too.
         """
         self.folder, self.logger, self.reporter, self.facts = folder, logger, reporter, facts
         self._saved = time.monotonic()
@@ -204,15 +205,20 @@ class Trainer:
         self.model.train()
         reporter.start(self.step, self.total_steps)
         try:
-            if not self.closed:
-                self._close_epoch()
-            while self.step < self.total_steps:
-                self._run_epoch(signals)
+            with signals.held():  # a step, a checkpoint: done whole, or not begun
+                if not self.closed:
+                    self._close_epoch(signals)
+                while self.step < self.total_steps:
+                    self._run_epoch(signals)
+                self.save()
+                self._end_if_asked(self._asked(signals), signals)  # while the last epoch was closed
+        except WorkerDied:
+            if self.processes.leads:
+                self._write()
+            signals.check()  # then that is why
+            raise
         finally:
             reporter.stop()
-        self.save()
-        if self.processes.any(signals.received is not None, self.device):  # it came while the last epoch was closed
-            raise Interrupted(signals.received or signal.SIGTERM)
 
     def _run_epoch(self, signals: Signals) -> None:
         epoch, first = divmod(self.step, self.loader.steps_per_epoch)
@@ -221,20 +227,27 @@ class Trainer:
             self.meter.add(self.train_step(batch, measure=due))
             at_end = self.step % self.loader.steps_per_epoch == 0 or self.step >= self.total_steps
             self.closed = not at_end
-            stop = signals.received is not None
-            if self.processes.world > 1:  # all stop at the same step, and agree about it only where they wait anyway
-                stop = (due or at_end) and self.processes.any(stop, self.device)
-            if due or at_end or stop:
+            # Several processes agree about it only where they wait for each other anyway.
+            asked = self._asked(signals) if self.processes.world == 1 or due or at_end else 0
+            if due or at_end or asked:
                 self._log()
-            if at_end and not stop:
-                self._close_epoch()
-            elif due and self._time_to_save():
+            if not asked and at_end:
+                self._close_epoch(signals)
+            elif not asked and due and self._time_to_save():
                 self.save()
-            if stop:
-                self.save()
-                raise Interrupted(signals.received or signal.SIGTERM)
+            self._end_if_asked(asked, signals)
             if self.step >= self.total_steps:
                 return
+
+    def _asked(self, signals: Signals) -> int:
+        """The signal by which any of the processes was asked to stop, or 0: all stop at the same step."""
+        return self.processes.largest(signals.received or 0, self.device)
+
+    def _end_if_asked(self, asked: int, signals: Signals) -> None:
+        if asked:
+            self.save()
+            signals.note(asked)  # if it was another process's: this one may still be sent a copy
+            raise Interrupted(asked)
 
     def _time_to_save(self) -> bool:
         # The clocks of several processes differ; one that waits for the others to save must not wait alone.
@@ -260,19 +273,17 @@ class Trainer:
             "a smaller optimizer.lr or trainer.clip=1 often helps"
         )
 
-    def _close_epoch(self) -> None:
+    def _close_epoch(self, signals: Signals) -> None:
         epoch, rest = divmod(self.step, self.loader.steps_per_epoch)
-        last = self.step >= self.total_steps
-        # Derived from the model as it stands, so that a run stopped in here does it again when it is resumed.
-        if self.validate_every and (epoch % self.validate_every == 0 or last) and self.processes.leads:
-            metrics, self.score = self.inspector.validate(self.learners)
-            self.logger.log(metrics, self.step, self.epoch)
-            picture = self.folder / "reconstructions.png"
-            self.inspector.draw_reconstructions(picture, self.epoch)
-            self.logger.picture("reconstructions", picture, self.step)
-        if self.probe_every and epoch % self.probe_every == 0 and not last and self.processes.leads:
-            self._probe()
-        self.processes.wait()
+        last, found = self.step >= self.total_steps, []
+        # Derived from the model as it stands: a run stopped in here looks again when it is resumed, and nothing is
+        # told before all is found, so that nothing is told twice.
+        with contextlib.suppress(Interrupted), signals.raised():
+            if self.processes.leads:
+                self._look(epoch, last, found)
+        self._end_if_asked(self._asked(signals), signals)
+        for tell in found:
+            tell()
         self.closed = True
         if epoch in self.checkpoint_epochs and not rest:
             self.save()
@@ -282,26 +293,39 @@ class Trainer:
             self.save()
         self.meter.restart(self.step)
 
-    def _probe(self) -> None:
-        def log(records: list[dict], pictures: list[Picture]) -> None:
-            self.logger.log({f"probe/{name_of(r)}": r["value"] for r in records}, self.step, self.epoch)
-            keep_pictures(pictures, self.folder, self.logger, self.step)
+    def _look(self, epoch: int, last: bool, found: list[Callable[[], None]]) -> None:
+        """Validate and probe where it is time to; `found` gets what tells the loggers."""
+        step, at = self.step, self.epoch
+        if self.validate_every and (epoch % self.validate_every == 0 or last):
+            metrics, self.score = self.inspector.validate(self.learners)
+            found.append(lambda: self.logger.log(metrics, step, at))
+            picture = self.folder / "reconstructions.png"
+            self.inspector.draw_reconstructions(picture, at)
+            found.append(lambda: self.logger.picture("reconstructions", picture, step))
+        if self.probe_every and epoch % self.probe_every == 0 and not last:
 
-        # The baselines do not change while it trains.
-        own = [g._replace(features=tuple(f for f in g.features if f in TRAINED)) for g in self.guests]
-        representations = self.inspector.representations(track=self.reporter.track)
-        Evaluation(own, representations, self.model, self.dataset, self.reporter, self.epoch).run(log)
+            def log(records: list[dict], pictures: list[Picture]) -> None:
+                values = {f"probe/{name_of(r)}": r["value"] for r in records}
+                found.append(lambda: self.logger.log(values, step, at))
+                found.append(lambda: keep_pictures(pictures, self.folder, self.logger, step))
+
+            # The baselines do not change while it trains.
+            own = [g._replace(features=tuple(f for f in g.features if f in TRAINED)) for g in self.guests]
+            representations = self.inspector.representations(track=self.reporter.track)
+            Evaluation(own, representations, self.model, self.dataset, self.reporter, at).run(log)
 
     # ---- State ----------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write `last.pt`: a checkpoint of everything that cannot be derived from (seed, step)."""
         if self.processes.leads:
-            broken = [n for n, p in self.model.named_parameters() if not torch.isfinite(p).all()]
-            if broken:
-                raise UserError(f"at step {self.step} {broken[0]} is not finite; the last good checkpoint is kept")
-            state = restart.state_of(self)
-            checkpoint.save(self.folder / checkpoint.LAST, state | self.facts)
-            self.saved = self.step
+            self._write()
         self.processes.wait()
         self._saved = time.monotonic()
+
+    def _write(self) -> None:
+        broken = [n for n, p in self.model.named_parameters() if not torch.isfinite(p).all()]
+        if broken:
+            raise UserError(f"at step {self.step} {broken[0]} is not finite; the last good checkpoint is kept")
+        checkpoint.save(self.folder / checkpoint.LAST, restart.state_of(self) | self.facts)
+        self.saved = self.step

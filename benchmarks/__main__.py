@@ -3,12 +3,12 @@
 import argparse
 import importlib
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from aavae import exits
 from aavae.errors import UserError
 
 PARTS = ("augmentation", "step", "evaluation", "startup", "threads", "syncs")
@@ -96,16 +96,10 @@ def measure(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 0 done, 1 something failed, 2 bad input, 130 stopped; what was measured is written."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return measure(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("benchmarks: interrupted; what was measured is kept", file=sys.stderr)
-        return 128 + signal.SIGINT
+    """The exit code: 0 done, 1 something failed, 2 bad input, 128 + n stopped by signal n; what was measured is
+    written."""
+    given = sys.argv[1:] if argv is None else argv
+    return exits.run("benchmarks", lambda: measure(given), interrupted="interrupted; what was measured is kept")
 
 
 if __name__ == "__main__":

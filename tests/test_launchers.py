@@ -162,6 +162,7 @@ def test_slurms_signal_stops_a_job_and_is_then_given_to_submitit(tmp_path, monke
     before = signal.signal(signal.SIGUSR2, lambda *_: heard.append((tmp_path / "status.json").read_text()))
     sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
     monkeypatch.setattr(Multirun, "_child", lambda self, job: sleeper)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGUSR2))
     timer.start()
     try:

@@ -19,7 +19,8 @@ from aavae.datasets.downloads import CIFAR10, STL10
 from aavae.datasets.folder import ImageFolder
 from aavae.datasets.synthetic import Synthetic
 from aavae.loggers import Beginning, Loggers, MetricsFile
-from aavae.runtime import Signals, pick_precision
+from aavae.runtime import pick_precision
+from aavae.signals import listening
 from aavae.validation import Validator
 
 CPU = torch.device("cpu")
@@ -203,7 +204,7 @@ def test_steps_leave_neither_tensors_nor_objects_behind(tmp_path):
     loggers = Loggers({"metrics": MetricsFile(), "census": census})
     loggers.start(Beginning(tmp_path))
     try:
-        with Signals() as signals, memory:
+        with listening() as signals, memory:
             trainer.fit(tmp_path, loggers, Reporter(quiet=True), signals, {})
     finally:
         loggers.close()

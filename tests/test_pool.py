@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aavae import files, pool, status
+from aavae import files, pool, signals, status
 from aavae.pool import Outcome, Pool
 from aavae.sweeps import Job
 
@@ -238,7 +238,7 @@ def test_a_signal_asks_each_job_once_to_stop_and_begins_no_other(tmp_path, signu
     assert outcomes == {i: Outcome("interrupted", None, f"got [{int(signal.SIGTERM)}]") for i in (0, 1)}
     assert not (tmp_path / "2").exists()
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert "again to kill" in capfd.readouterr().err
+    assert "Ctrl-C again kills" in capfd.readouterr().err
 
 
 def test_a_job_that_dies_of_the_signal_was_interrupted(tmp_path):
@@ -248,7 +248,8 @@ def test_a_job_that_dies_of_the_signal_was_interrupted(tmp_path):
     assert status.read(tmp_path / "0")["state"] == "interrupted"
 
 
-def test_a_second_signal_kills_jobs_and_their_workers(tmp_path):
+def test_a_second_ctrl_c_kills_jobs_and_their_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(signals, "AGAIN", 0.0)
     outcomes = run(tmp_path, STUBBORN, watch=signalling(tmp_path, 1, signal.SIGINT, signal.SIGINT))
     assert outcomes == [Outcome("interrupted", None, "stopped with the sweep")]
     worker = int((tmp_path / "0" / "ready").read_text())

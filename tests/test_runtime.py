@@ -3,7 +3,6 @@
 import itertools
 import multiprocessing
 import os
-import signal
 import socket
 
 import pytest
@@ -11,9 +10,9 @@ import torch
 from torch import nn
 
 from aavae import runtime
-from aavae.errors import Interrupted, UserError
+from aavae.errors import UserError
 from aavae.files import only_one
-from aavae.runtime import Processes, Signals, generator_for, pick_device, pick_precision, seed_for
+from aavae.runtime import Processes, generator_for, pick_device, pick_precision, seed_for
 
 CPU = torch.device("cpu")
 
@@ -191,33 +190,6 @@ def test_two_processes_average_their_gradients():
         process.join()
     mean = [1.5 * i for i in range(16)]
     assert found == [([0.5, 1.5, 2.5], mean, None, True, True)] * 2 and not any(p.exitcode for p in pair)
-
-
-# ---- Signals ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_is_noted_the_second_would_kill_and_handlers_come_back(signum, capfd):
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    with Signals() as signals:
-        assert signals.received is None
-        os.kill(os.getpid(), signum)
-        assert signals.received == signum
-        assert {signal.getsignal(s) for s in before} == {signal.SIG_DFL}
-    assert {s: signal.getsignal(s) for s in before} == before
-    assert "stopping after this step" in capfd.readouterr().err
-
-
-def test_handlers_come_back_after_an_exception():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ZeroDivisionError), Signals():
-        1 / 0  # noqa: B018
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_interrupted_passes_every_except_exception():
-    assert not issubclass(Interrupted, Exception)
-    assert str(Interrupted(signal.SIGTERM)) == "SIGTERM"
 
 
 # ---- One run a folder ---------------------------------------------------------------------------------------------

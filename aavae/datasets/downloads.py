@@ -1,7 +1,6 @@
 """CIFAR-10 and STL-10 through torchvision, downloaded once and checked against its checksums."""
 
 import contextlib
-import fcntl
 import http.client
 import math
 import os
@@ -12,24 +11,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from aavae import files
 from aavae.datasets import Dataset, Split, seeded_split
 from aavae.datasets.folder import read_labelled
 from aavae.errors import UserError
 from aavae.pipelines import Pipeline, ResizedCrops
 
+DOWNLOADING = ".download.lock"
+
 
 @contextlib.contextmanager
 def _quiet_and_alone(folder: Path):
     # torchvision prints as it downloads, and two jobs of a sweep must not download at once.
-    folder.mkdir(parents=True, exist_ok=True)
     with (
-        open(folder / ".download.lock", "w") as lock,
+        files.locked(folder / DOWNLOADING, wait=True),
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
     ):
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def _tidy(root: Path, archive: Path, made: list[Path]):
+    # Leave no half archive, lock or empty folder: as long as it is held, which is why nobody else is at work there.
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            archive.unlink(missing_ok=True)
+            (root / DOWNLOADING).unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def fetch(kind: type, root: Path, present: str, **arguments):
@@ -52,14 +66,9 @@ def fetch(kind: type, root: Path, present: str, **arguments):
     made = [p for p in (root, *root.parents) if not p.exists()]
     archive = root / getattr(kind, "filename", "archive")
     try:
-        with _quiet_and_alone(root):
+        with _quiet_and_alone(root), _tidy(root, archive, made):
             return kind(root, download=True, **arguments)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
-        with contextlib.suppress(OSError):  # leave no half archive, lock or empty folder
-            archive.unlink(missing_ok=True)
-            (root / ".download.lock").unlink(missing_ok=True)
-            for folder in made:
-                folder.rmdir()
         raise UserError(
             f"no {kind.__name__} in {root / present} and no way to download it ({error}); {ways_out}"
         ) from error

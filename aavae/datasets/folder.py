@@ -8,7 +8,8 @@ from torch import Tensor
 
 from aavae.datasets import Dataset, Split, seeded_split, stratified_split, to_float
 from aavae.datasets.layout import Layout, layout, listed, readable
-from aavae.datasets.store import Store, StreamedSplit, reporter
+from aavae.datasets.store import Store, reporter
+from aavae.datasets.streaming import StreamedSplit
 from aavae.errors import UserError
 from aavae.pipelines import Pipeline, ResizedCrops
 

@@ -1,13 +1,12 @@
-"""Images in a folder or a zip: decoded into memory at once, or streamed by worker processes."""
+"""The images in a folder or a zip, by name: opened, checked, or decoded into memory at once."""
 
 import hashlib
 import os
-import signal
 import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,21 +14,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
 
-from aavae.augmentations import crop_boxes
 from aavae.console import Reporter
 from aavae.datasets import checked, decode, listing
 from aavae.datasets.layout import common_folder, listed, readable
 from aavae.errors import UserError
+from aavae.threads import cores
 
 THREADS = 8  # for reading into memory
 PIECE = 256  # images of a thread's job: a job each costs more than decoding a small one
-
-
-def _cores() -> int:
-    """How many this process may use, which a job scheduler may have cut down."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def reporter() -> Reporter:
@@ -128,7 +121,7 @@ class Store:
         def fill(i: int) -> None:
             filled[i] = decode.square(self.open(names[i]), image_size, resize).numpy()
 
-        bad = self._each(names, fill, min(THREADS, _cores()), "reading images")
+        bad = self._each(names, fill, min(THREADS, len(cores())), "reading images")
         self._refuse_or_say(list(bad.values()))
         kept = [i for i in range(len(names)) if i not in bad]
         return (out[kept] if bad else out), kept
@@ -147,7 +140,7 @@ class Store:
                 decode.rgb(content)
 
             began = time.monotonic()
-            bad = self._each(names, lambda i: self._named(names[i], lambda: look(i)), _cores(), "checking images")
+            bad = self._each(names, lambda i: self._named(names[i], lambda: look(i)), len(cores()), "checking images")
             reasons = {i: error.reason for i, error in bad.items()}
             crcs = [self._crcs.get(name, 0) for name in names]
             checked.remember(key.hexdigest(), crcs, reasons, time.monotonic() - began)
@@ -198,81 +191,3 @@ class Store:
         crcs = [self._crcs.get(name) for name in names]
         content = "" if None in crcs else hashlib.sha256(np.array(crcs, np.uint32).tobytes()).hexdigest()[:8]
         return outline.hexdigest()[:8] + content
-
-
-def _leave_signals(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the main process ends them
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _collate(items: list):
-    return next((i for i in items if isinstance(i, UserError)), None) or default_collate(items)
-
-
-class StreamedSplit:
-    """Images decoded from disk by DataLoader workers each time they are needed; the interface of a `Split`."""
-
-    def __init__(
-        self, store: Store, names: list[str], labels: Tensor | None, image_size: int, resize: int, workers: int
-    ):
-        self.store, self.names, self.labels = store, names, labels
-        self.image_size, self.resize, self.workers = image_size, resize, workers
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def take(self, indices: Tensor) -> "StreamedSplit":
-        """The images at `indices`, as a split of their own."""
-        labels = None if self.labels is None else self.labels[indices]
-        names = [self.names[i] for i in indices.tolist()]
-        return StreamedSplit(self.store, names, labels, self.image_size, self.resize, self.workers)
-
-    def clean(self, image: Image.Image) -> Tensor:
-        """Resize to `resize`, centre-crop to `image_size`: uint8 `(3, H, W)`."""
-        tvf = decode.torchvision_functional()
-        image = tvf.resize(image, self.resize, antialias=True)
-        return tvf.pil_to_tensor(tvf.center_crop(image, [self.image_size, self.image_size]))
-
-    def pair(self, index: int, draws: Tensor | None, scale, ratio) -> tuple[Tensor, Tensor]:
-        """The clean image and its crop by `draws`, both uint8 `(3, H, W)`; without draws, twice the clean one."""
-        image = self.store.open(self.names[index])
-        clean = self.clean(image)
-        if draws is None:
-            return clean, clean
-        box = [int(t) for t in crop_boxes(draws[None], image.height, image.width, scale, ratio)]
-        tvf = decode.torchvision_functional()
-        crop = tvf.resized_crop(image, *box, [self.image_size, self.image_size], antialias=True)
-        return clean, tvf.pil_to_tensor(crop)
-
-    def __getitem__(self, request) -> Tensor | tuple[Tensor, Tensor]:
-        try:
-            if isinstance(request, int):
-                return self.clean(self.store.open(self.names[request]))
-            return self.pair(*request)
-        except BadImage as error:  # as a value: raised, it would arrive wrapped in a worker's traceback
-            return UserError(f"{error.fact}; put a whole copy of it there, and the same command goes on")
-
-    def stream(self, requests) -> Iterator:
-        """Batches answering an iterable of lists of requests, each by `__getitem__`, in worker processes."""
-        workers = min(self.workers, _cores())
-        loader = DataLoader(
-            self,
-            batch_sampler=requests,
-            num_workers=workers,
-            collate_fn=_collate,
-            worker_init_fn=_leave_signals,
-            generator=torch.Generator(),  # for the workers' seeds, which nobody uses; else torch's own would move
-        )
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
-
-    def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[Tensor]:
-        """The clean images, or those at `order`, uint8, on the CPU."""
-        order = torch.arange(len(self)) if order is None else order
-        yield from self.stream(i.tolist() for i in order.split(batch_size))
-
-    def fingerprint(self) -> str:
-        """A short hash of names, sizes and labels, and of all bytes where they are known (see `Store.fingerprint`)."""
-        return self.store.fingerprint(self.names, self.labels)

@@ -1,0 +1,135 @@
+"""Images that are decoded from disk by worker processes each time they are needed."""
+
+import atexit
+import multiprocessing
+import signal
+import threading
+import weakref
+from collections.abc import Iterator
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from aavae.augmentations import crop_boxes
+from aavae.datasets import decode
+from aavae.datasets.store import BadImage, Store
+from aavae.errors import UserError, WorkerDied
+from aavae.signals import STOPS, blocked
+from aavae.threads import cores
+
+
+def _ignore_signals(worker: int) -> None:
+    for signum in STOPS:  # where a process does not inherit that they are blocked; its parent ends it
+        signal.signal(signum, signal.SIG_IGN)
+
+
+_workers: weakref.WeakSet = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in list(_workers):  # multiprocessing would send them a SIGTERM, and wait
+        worker.kill()
+
+
+def _collate(items: list):
+    return next((i for i in items if isinstance(i, UserError)), None) or default_collate(items)
+
+
+def _next(iterator: Iterator, workers: set):
+    """The next batch, None after the last. Raises WorkerDied if a process that reads images was killed."""
+    try:
+        if not any(worker.exitcode for worker in workers):
+            return next(iterator, None)
+    except RuntimeError:  # torch has noticed, too
+        if not any(worker.exitcode for worker in workers):
+            raise
+    code = next(worker.exitcode for worker in workers if worker.exitcode)
+    how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+    hint = {-signal.SIGKILL: ", as when memory runs out", -signal.SIGBUS: ", as when /dev/shm is full"}.get(code, "")
+    raise WorkerDied(f"a process that reads images died ({how}{hint}); dataset.workers= sets how many there are")
+
+
+class StreamedSplit:
+    """Images decoded from disk by DataLoader workers each time they are needed; the interface of a `Split`."""
+
+    def __init__(
+        self, store: Store, names: list[str], labels: Tensor | None, image_size: int, resize: int, workers: int
+    ):
+        self.store, self.names, self.labels = store, names, labels
+        self.image_size, self.resize, self.workers = image_size, resize, workers
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, indices: Tensor) -> "StreamedSplit":
+        """The images at `indices`, as a split of their own."""
+        labels = None if self.labels is None else self.labels[indices]
+        names = [self.names[i] for i in indices.tolist()]
+        return StreamedSplit(self.store, names, labels, self.image_size, self.resize, self.workers)
+
+    def clean(self, image: Image.Image) -> Tensor:
+        """Resize to `resize`, centre-crop to `image_size`: uint8 `(3, H, W)`."""
+        tvf = decode.torchvision_functional()
+        image = tvf.resize(image, self.resize, antialias=True)
+        return tvf.pil_to_tensor(tvf.center_crop(image, [self.image_size, self.image_size]))
+
+    def pair(self, index: int, draws: Tensor | None, scale, ratio) -> tuple[Tensor, Tensor]:
+        """The clean image and its crop by `draws`, both uint8 `(3, H, W)`; without draws, twice the clean one."""
+        image = self.store.open(self.names[index])
+        clean = self.clean(image)
+        if draws is None:
+            return clean, clean
+        box = [int(t) for t in crop_boxes(draws[None], image.height, image.width, scale, ratio)]
+        tvf = decode.torchvision_functional()
+        crop = tvf.resized_crop(image, *box, [self.image_size, self.image_size], antialias=True)
+        return clean, tvf.pil_to_tensor(crop)
+
+    def __getitem__(self, request) -> Tensor | tuple[Tensor, Tensor]:
+        try:
+            if isinstance(request, int):
+                return self.clean(self.store.open(self.names[request]))
+            return self.pair(*request)
+        except BadImage as error:  # as a value: raised, it would arrive wrapped in a worker's traceback
+            return UserError(f"{error.fact}; put a whole copy of it there, and the same command goes on")
+
+    def stream(self, requests) -> Iterator:
+        """Batches answering an iterable of lists of requests, each by `__getitem__`, in worker processes."""
+        workers = min(self.workers, len(cores()))
+        loader = DataLoader(
+            self,
+            batch_sampler=requests,
+            num_workers=workers,
+            collate_fn=_collate,
+            worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # for the workers' seeds, which nobody uses; else torch's own would move
+        )
+        before = set(multiprocessing.active_children())
+        with blocked():
+            iterator = iter(loader)
+        workers = set(multiprocessing.active_children()) - before
+        _workers.update(workers)
+        if threading.current_thread() is threading.main_thread():
+            # Torch raises the death of a worker wherever it finds the main process, as in the middle of a step.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            while (batch := _next(iterator, workers)) is not None:
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        finally:
+            del iterator  # ends them, as far as they listen
+            for worker in workers:
+                worker.kill()
+
+    def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[Tensor]:
+        """The clean images, or those at `order`, uint8, on the CPU."""
+        order = torch.arange(len(self)) if order is None else order
+        yield from self.stream(i.tolist() for i in order.split(batch_size))
+
+    def fingerprint(self) -> str:
+        """A short hash of names, sizes and labels, and of all bytes where they are known (see `Store.fingerprint`)."""
+        return self.store.fingerprint(self.names, self.labels)
