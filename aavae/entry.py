@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +35,7 @@ class Command:
     module: str
     primary: str
     kept = False  # whether what is printed is in files too
+    overrides: Sequence[str] = ()  # as typed
 
     # ---- What a subclass says -------------------------------------------------------------------------------------
 
@@ -91,6 +93,7 @@ class Command:
         overrides = arguments.overrides
         if arguments.config_name or arguments.config_path:
             raise UserError("there is one primary config; add your own with --config-dir and choose among them")
+        self.overrides = overrides
         self.register_resolvers(overrides)
         OmegaConf.register_new_resolver("aavae_options", _options, replace=True)
         OmegaConf.register_new_resolver("aavae_dials", _dials, replace=True)

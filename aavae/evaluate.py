@@ -51,7 +51,7 @@ class Evaluate(Command):
         elsewhere = {} if "_target_" in chosen["dataset"] else {"data_dir": cfg.data_dir}  # which asks for it itself
         dataset = trained.images(elsewhere | chosen["dataset"])
         augmentation = trained.augmentation(dataset, chosen["augmentation"])
-        guests = build.probes(cfg, dataset.load(device))
+        guests = build.probes(cfg, dataset.load(device), build.asked(self.overrides))
         yield Judgement(trained, dataset, augmentation, guests, loggers, device, precision)
 
     def work(self, built, cfg: DictConfig, folder: Path, name: str, group: str | None) -> float | None:

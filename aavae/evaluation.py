@@ -55,6 +55,9 @@ class Evaluation:
         Raises RuntimeError if the trained model is not what it was before.
         """
         for guest in self.guests:
+            if guest.left_out:
+                self.reporter.say(f"{guest.name} is left out: {guest.left_out}")
+                continue
             if guest.needs_labels and not self.dataset.labelled:
                 self.reporter.say(f"{guest.name} is left out: {self.dataset.name} has no labels")
                 continue

@@ -67,7 +67,9 @@ def _examine(jobs: list[list[str]], config_dir: str | None, primary: str) -> tup
     ]
     if any(plan.error for plan in plans) or not plans:
         return plans, 0.0, 0
-    speed = _speed(build.compose(plans[0].overrides, config_dir, primary), plans[0])
+    cfg = build.compose(plans[0].overrides, config_dir, primary)
+    # The same images, where they already are on the device.
+    speed = _speed(cfg, plans[0], data(plans[0].config["dataset"], cfg) if plans[0].device == "cpu" else None)
     return plans, speed, torch.cuda.device_count()
 
 
@@ -93,7 +95,7 @@ def _plan(job: list[str], config_dir: str | None, primary: str, data: Callable, 
         cfg = build.compose(job, config_dir, primary)
         config = build.plain(cfg)
         build.loggers(cfg)  # a package that is missing
-        trainer = build.trainer(cfg, data=data(config["dataset"], cfg), meta=True)
+        trainer = build.trainer(cfg, data=data(config["dataset"], cfg), meta=True, asked=build.asked(job))
     except UserError as error:
         return Plan(job, error=str(error))
     except Exception as error:  # of somebody else's class, say
@@ -133,11 +135,11 @@ def _disk(trainer) -> int:
     return 3 * weights * (2 + kept) + encoder + SMALL_FILES
 
 
-def _speed(cfg, plan: Plan) -> float:
+def _speed(cfg, plan: Plan, data=None) -> float:
     from aavae.estimate import estimate
 
     try:
-        trainer = build.trainer(cfg)
+        trainer = build.trainer(cfg, data=data, asked=())
         images = trainer.total_steps * trainer.loader.batch_size
         # Few images of a large network, which is slow; many of a small one, whose steps are mostly overhead.
         most = max(16, int(TIMED * images / max(plan.flops, 1)))

@@ -87,7 +87,7 @@ class Train(Command):
 
         with runtime.processes(runtime.pick_device(cfg.device)) as processes:
             loggers = build.loggers(cfg)  # first: a missing package is said before images are read
-            yield build.trainer(cfg, processes), loggers
+            yield build.trainer(cfg, processes, asked=build.asked(self.overrides)), loggers
 
     def work(self, built: tuple, cfg: DictConfig, folder: Path, name: str, group: str | None) -> float | None:
         """Train, or go on training, and evaluate."""

@@ -55,7 +55,7 @@ class Trained:
         node = changes if chosen else dict(self.config["dataset"])
         if "path" in changes and "path" not in node:
             raise UserError(f"dataset.path= is not for {node['_target_']}, which it was trained on")
-        dataset = self._build(node | {k: v for k, v in changes.items() if k in node}, chosen)
+        dataset = self._build(node | {k: v for k, v in changes.items() if k in (*node, "check", "on_error")}, chosen)
         dataset.mean, dataset.std = self.mean, self.std
         return dataset
 

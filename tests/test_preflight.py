@@ -142,7 +142,7 @@ def test_the_speed_is_that_of_the_estimate():
 
 
 def test_a_speed_that_cannot_be_measured_is_nobody_s(monkeypatch):
-    def out_of_memory(cfg):
+    def out_of_memory(cfg, **_):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(build, "trainer", out_of_memory)

@@ -268,3 +268,54 @@ def test_probes_leave_the_model_as_it_was(clean_pass):
     assert digest(model) == before
     assert model.training and all(module.training for module in model.modules())
     assert all(p.grad is None for p in model.parameters())
+
+
+# ---- Asked for, or a default --------------------------------------------------------------------------------------
+
+
+def rare(tmp_path):
+    """Two classes, of which one has two images for training."""
+    from test_datasets import classes, save
+
+    save(tmp_path / "photos", classes("train/", 20, ["cat"]) + classes("train/", 3, ["dog"]) + classes("test/", 2))
+    return ("dataset=image_folder", "dataset.path=photos", "dataset.image_size=16", "hydra.run.dir=run")
+
+
+SMALL = ("trainer=debug", "trainer.max_steps=1", "batch_size=4")
+
+
+def test_a_default_probe_that_cannot_be_done_is_left_out_and_said(tmp_path, train):
+    photos = rare(tmp_path)
+    ended = train("experiment=none", "encoder=resnet_tiny", "decoder=resnet_tiny", "epochs=1", *SMALL[1:], *photos)
+    assert ended.code == 0, ended.err
+    assert "few_label is left out: probe.few_label: 5 labels a class" in ended.out
+    assert "linear, cached" in ended.out
+
+
+@pytest.mark.parametrize("asking", ["probe=[knn,few_label]", "probe.few_label.draws=3"])
+def test_a_probe_that_was_asked_for_names_the_cure(tmp_path, train, asking):
+    photos = [o for o in rare(tmp_path) if "epochs" not in o]
+    tiny = ("encoder=resnet_tiny", "decoder=resnet_tiny", "epochs=1", *SMALL[1:])
+    ended = train(*tiny, *photos, asking)
+    assert ended.code == 2 and "probe.few_label.labels_per_class=[1] can be done" in ended.err
+    assert not (tmp_path / "run").exists()
+    assert train(*tiny, *photos, asking, "probe.few_label.labels_per_class=[1]").code == 0
+
+
+def test_siblings_are_left_out_or_refused_by_the_same_rule():
+    few = ["probe.semi.fractions=[0.9]", "probe.semi.epochs=[1]", "probe.few_label.labels_per_class=[100]"]
+    cfg = build.compose(few, primary="evaluate")
+    data = build.dataset(build.compose(["dataset=synthetic"]))
+    data["train"].labels[:60] = 0  # of 64 images of each class
+    left_out = {g.name: g.left_out for g in build.probes(cfg, data, asked=frozenset()) if g.left_out}
+    assert {*left_out} == {"semi", "few_label"} and "probe.semi.fractions" in left_out["semi"]
+    with pytest.raises(UserError, match=r"probe\.semi"):
+        build.probes(cfg, data, build.asked(few[:1]))
+    with pytest.raises(UserError, match=r"probe\.few_label"):
+        build.probes(cfg, data)
+
+
+def test_what_overrides_ask_for():
+    assert build.asked(["seed=1", "epochs=2"]) == frozenset()
+    assert build.asked(["probe.knn.k=3", "++probe.semi.draws=2"]) == {"knn", "semi"}
+    assert build.asked(["probe=[knn]"]) is None and build.asked(["probe=knn,online"]) is None

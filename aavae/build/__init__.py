@@ -4,6 +4,7 @@ Imports torch only when something is built, so that a config is composed and che
 """
 
 import contextlib
+from collections.abc import Container, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -11,8 +12,8 @@ from aavae.build.config import compose, folder, groups, hydra_node, options, par
 from aavae.errors import UserError
 
 __all__ = (
-    "architecture", "augmentation", "compose", "dataset", "folder", "groups", "hydra_node", "loggers", "loss", "model",
-    "options", "parse", "plain", "probes", "to_yaml", "trainer",
+    "architecture", "asked", "augmentation", "compose", "dataset", "folder", "groups", "hydra_node", "loggers", "loss",
+    "model", "options", "parse", "plain", "probes", "to_yaml", "trainer",
 )  # fmt: skip
 
 MODEL_ARGUMENTS = ("log_scale", "learn_scale", "sample")  # of the loss group, but owned by the model
@@ -86,8 +87,15 @@ def model(cfg: DictConfig, data=None):
     return assemble(described, FOREIGN)
 
 
-def probes(cfg: DictConfig, data=None) -> list:
-    """The probes of the final evaluation; with `data`, refusing now what they could not do on it then."""
+def asked(overrides: Sequence[str]) -> frozenset[str] | None:
+    """The probes that overrides name, by a setting of theirs; None where they choose the group, and so all of them."""
+    keys = [override.key_or_group for override in parse(overrides)]
+    return None if "probe" in keys else frozenset(k.split(".")[1] for k in keys if k.startswith("probe."))
+
+
+def probes(cfg: DictConfig, data=None, asked: Container[str] | None = None) -> list:
+    """The probes of the final evaluation; with `data`, refusing now what those `asked` for (None: all) could not do on
+    it then. The others are left out then, and say why."""
     from aavae.probes import Guest
     from aavae.representations import NAMES
 
@@ -97,9 +105,8 @@ def probes(cfg: DictConfig, data=None) -> list:
         features = node.pop("features", None) or list(cfg.features)
         if unknown := [f for f in features if f not in NAMES]:
             raise UserError(f"features knows {', '.join(NAMES)}, not {unknown[0]!r}")
-        guests.append(Guest(name, _component(node), tuple(features)))
-        if data is not None:
-            guests[-1].check(data)
+        guest = Guest(name, _component(node), tuple(features))
+        guests.append(guest if data is None else guest.checked(data, asked is None or name in asked))
     return guests
 
 
@@ -122,11 +129,11 @@ def _scaled(cfg: DictConfig, data) -> tuple[dict, float]:
     return settings | {"lr": settings["lr"] * factor}, factor
 
 
-def trainer(cfg: DictConfig, processes=None, *, data=None, meta: bool = False):
+def trainer(cfg: DictConfig, processes=None, *, data=None, meta: bool = False, asked: Container[str] | None = None):
     """The trainer with everything it needs, data loaded; `fit` trains. Raises UserError for what cannot work.
 
-    `data` is the dataset, if it is there already. With `meta` the networks are on the meta device: all is checked, and
-    nothing can be computed.
+    `data` is the dataset, if it is there already; `asked` are the probes that must be possible (None: all). With
+    `meta` the networks are on the meta device: all is checked, and nothing can be computed.
     """
     import torch
 
@@ -167,7 +174,7 @@ def trainer(cfg: DictConfig, processes=None, *, data=None, meta: bool = False):
         augment,
         data,
         inspector,
-        probes(cfg, data.load(device)),
+        probes(cfg, data.load(device), asked),
         lambda m: optim.optimizer(m, **settings),
         lambda steps: schedules.schedule(cfg.schedule.shape, cfg.schedule.warmup_epochs * factor, steps, cfg.epochs),
         epochs=cfg.epochs,

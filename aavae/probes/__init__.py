@@ -14,6 +14,8 @@ device)`.
 
 from typing import Any, NamedTuple
 
+from aavae.errors import UserError
+
 
 class Picture(NamedTuple):
     """A PNG, as `name`.png in the run folder and as a panel `name` in dashboards."""
@@ -23,11 +25,15 @@ class Picture(NamedTuple):
 
 
 class Guest(NamedTuple):
-    """A probe under the name it has in the config, the representations it is asked about, and what it leaves unsaid."""
+    """A probe under the name it has in the config, the representations it is asked about, and what it leaves unsaid.
+
+    One that nobody has asked for, and that cannot be done on the dataset, is `left_out` for that reason.
+    """
 
     name: str
     probe: Any
     features: tuple[str, ...]
+    left_out: str | None = None
 
     @property
     def needs_labels(self) -> bool:
@@ -37,12 +43,19 @@ class Guest(NamedTuple):
     @property
     def learns(self) -> bool:
         """Whether it learns while the model is trained."""
-        return hasattr(self.probe, "learn")
+        return hasattr(self.probe, "learn") and not self.left_out
 
-    def check(self, dataset) -> None:
-        """Raise UserError for what it could not do on `dataset`."""
-        if hasattr(self.probe, "check") and (dataset.labelled or not self.needs_labels):
+    def checked(self, dataset, asked: bool) -> "Guest":
+        """The same, or left out if it could not be done on `dataset`; raises UserError if it was `asked` for."""
+        if not hasattr(self.probe, "check") or (self.needs_labels and not dataset.labelled):
+            return self
+        try:
             self.probe.check(dataset)
+        except UserError as error:
+            if asked:
+                raise
+            return self._replace(left_out=str(error))
+        return self
 
     def missing(self, encode) -> str | None:
         """What it misses of a representation; None if nothing."""

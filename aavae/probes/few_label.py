@@ -39,7 +39,12 @@ class FewLabel:
     def _refuse_scarce(self, labels: Tensor, num_classes: int) -> None:
         scarcest = int(labels.bincount(minlength=num_classes).min())
         if (most := max(self.labels_per_class)) > scarcest:
-            raise UserError(f"probe.few_label: {most} labels a class were asked for, but a class has only {scarcest}")
+            possible = [n for n in self.labels_per_class if n <= scarcest] or [scarcest]
+            cure = f"probe.few_label.labels_per_class=[{','.join(map(str, possible))}] can be done"
+            raise UserError(
+                f"probe.few_label: {most} labels a class were asked for, but a class has only {scarcest} "
+                f"training images; {cure if scarcest else 'leave few_label out of probe='}"
+            )
 
     def run(self, encode: Representation, dataset: Dataset) -> list[dict]:
         """Mean and sd for each number of labels."""
