@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aavae import files
-from aavae.errors import UserError
+from aavae.errors import UserError, first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +166,3 @@ class Loggers:
             except Exception as error:  # the numbers are on disk; a logger's farewell must not fail the run
                 if name not in self._lost:
                     print(f"closing the logger {name} failed ({first_line(error)})", file=sys.stderr)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error) or type(error).__name__).splitlines()[0]
