@@ -9,8 +9,6 @@ from aavae.model import AutoEncoder
 from aavae.results import read_results
 from aavae.trained import Trained
 
-ENCODER = "encoder.safetensors"
-
 
 def facts_of(trained: Trained) -> tuple[nn.Module, dict]:
     """The encoder of a trained model, and the facts that go with it into a file."""

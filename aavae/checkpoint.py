@@ -2,18 +2,18 @@
 
 import contextlib
 import importlib
-import json
+import itertools
 import warnings
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from aavae import files
-from aavae.errors import UserError
+from aavae import files, schema
+from aavae.errors import Damaged, UserError, first_line
 from aavae.model import AutoEncoder
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
@@ -31,84 +31,142 @@ def save(path: Path, state: dict) -> None:
     """
     if path.name == LAST and path.exists():
         files.also_as(path, PREVIOUS)  # so that there is a last.pt at every moment
-    with files.whole(path) as handle:
-        torch.save(state | {"format": FORMAT}, handle)
-
-
-def load(path: Path) -> dict:
-    """Read a checkpoint to the CPU. Raises UserError if it is missing, truncated, or not one of ours."""
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}")
+    chosen = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)  # what is read is verified by it
     try:
-        with warnings.catch_warnings(action="ignore"):  # of pickles that it then refuses
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        with files.whole(path) as handle:
+            torch.save(state | {"format": FORMAT}, handle)
+    finally:
+        torch.serialization.set_crc32_options(chosen)
+
+
+def load(path: Path, needed: Sequence[str] = ()) -> dict:
+    """Read a checkpoint to the CPU, every byte verified by its checksum and every key by the rules of `schema`.
+
+    Raises Damaged if it is missing, damaged, malformed, without the keys `needed`, or not one of ours.
+    """
+    if not path.is_file():
+        raise Damaged(path, "is not a file") if path.exists() else Damaged("there is no checkpoint", str(path))
+    try:
+        with open(path, "rb") as handle, warnings.catch_warnings(action="ignore"):  # of pickles that it then refuses
+            _verify(handle)
+            state = torch.load(handle, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in the zip reader, the unpickler or the storage
-        raise UserError(
-            f"the checkpoint {path} cannot be read: it is truncated, damaged or not a checkpoint"
+        raise Damaged(
+            f"the checkpoint {path}", "cannot be read: it is truncated, damaged or not a checkpoint"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"{path} is not a checkpoint of this version of aavae")
+        raise Damaged(path, "is not a checkpoint of this version of aavae")
+    schema.check(state, schema.CHECKPOINT, path, needed)
     return state
 
 
-def find(folder: Path) -> tuple[dict | None, str | None]:
-    """The newest good checkpoint of a run folder, and what to tell the user if it is not the last one written.
+def _verify(handle: IO[bytes]) -> None:
+    """Raise zipfile.BadZipFile unless each member's bytes are those it was written with; `torch.load` never looks."""
+    with zipfile.ZipFile(handle) as archive:
+        members = archive.infolist()
+        if len({member.filename for member in members}) < len(members):
+            raise zipfile.BadZipFile("two members of one name")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # which torch never writes
+            raise zipfile.BadZipFile("a compressed member")
+        if archive.testzip() is not None:
+            raise zipfile.BadZipFile("a wrong checksum")
+    handle.seek(0)
 
-    Raises UserError if there are checkpoints and none can be read.
+
+class Found(NamedTuple):
+    """A checkpoint of a run folder, its file, and what `find` was to make of it.
+
+    `note` is what to tell the user if it is not the last one written.
     """
+
+    state: dict
+    path: Path
+    made: Any
+    note: str | None
+
+
+def find(folder: Path, needed: Sequence[str] = (), use: Callable[[dict, Path], Any] = lambda *_: None) -> Found | None:
+    """The newest good checkpoint of a run folder, with what `use` makes of it; None if there is no checkpoint.
+
+    One that is damaged, malformed, or for which `use` raises Damaged is passed over. Raises Damaged if there are
+    checkpoints and none is good.
+    """
+    faults: dict[str, str] = {}
+    for path, state in _newest_first(folder, needed, faults):
+        try:
+            made = use(state, path)
+        except Damaged as error:
+            faults[path.name] = error.reason
+            continue
+        note = None
+        if path.name != LAST:
+            why = faults.get(LAST, "is missing")
+            note = f"{LAST} {why}; {path.name} (step {state['step']:,}) is used instead"
+        return Found(state, path, made, note)
+    if faults:
+        first, reason = next(iter(faults.items()))
+        raise Damaged(f"no checkpoint in {folder} can be used ({', '.join(faults)}):", f"{first} {reason}")
+    return None
+
+
+def _newest_first(folder: Path, needed: Sequence[str], faults: dict[str, str]) -> Iterator[tuple[Path, dict]]:
+    """The checkpoints that can be loaded, as few as are asked for; `faults` says what is wrong with the others."""
 
     def epoch_of(path: Path) -> int:
         number = path.stem.removeprefix("epoch_")
-        return int(number) if number.isdigit() else -1
+        return int(number) if number.isdecimal() else -1
 
-    older = sorted(folder.glob("epoch_*.pt"), key=epoch_of, reverse=True)
-    candidates = [p for p in (folder / LAST, folder / PREVIOUS, *older) if p.exists()]
-    good: dict[str, dict] = {}
-    for path in candidates:
-        with contextlib.suppress(UserError):
-            good[path.name] = load(path)
-        if path.name in good and path.name != PREVIOUS:  # a kept epoch may be newer than previous.pt
-            break
-    if good:
-        name = max(good, key=lambda n: good[n]["step"])
-        if name == LAST:
-            return good[name], None
-        what = "cannot be read" if (folder / LAST).exists() else "is missing"
-        return good[name], f"{LAST} {what}; continuing from {name} (step {good[name]['step']})"
-    if candidates:
-        raise UserError(
-            f"no checkpoint in {folder} can be read ({', '.join(p.name for p in candidates)}); "
-            "resume=never starts the run afresh"
-        )
-    return None, None
+    def loaded(path: Path) -> dict | None:
+        try:
+            return load(path, (*needed, "step")) if path.exists() else None
+        except Damaged as error:
+            faults[path.name] = error.reason
+
+    if last := loaded(folder / LAST):
+        yield folder / LAST, last
+    previous = loaded(folder / PREVIOUS)
+    for path in sorted(folder.glob("epoch_*.pt"), key=epoch_of, reverse=True):
+        if kept := loaded(path):  # which may be newer than previous.pt
+            if previous and previous["step"] >= kept["step"]:
+                yield folder / PREVIOUS, previous
+                previous = None
+            yield path, kept
+    if previous:
+        yield folder / PREVIOUS, previous
 
 
-def fit_state(module: nn.Module, state: dict, what: str) -> None:
-    """Load a state dict strictly. Raises UserError naming the first keys and shapes that do not fit."""
+def fit_state(module: nn.Module, state: dict, what: object) -> None:
+    """Load a state dict strictly. Raises Damaged naming the first keys, shapes and dtypes that do not fit."""
+    _refuse_misfits(module, state, what)
+    module.load_state_dict(state)
+
+
+def _refuse_misfits(module: nn.Module, state: dict, what: object) -> None:
     own = module.state_dict()
     wrong = [f"missing {k}" for k in own if k not in state] + [f"unknown {k}" for k in state if k not in own]
-    wrong += [
-        f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
+    for name in ("shape", "dtype"):
+        facts = {k: [_plain(getattr(t, name)) for t in (state[k], own[k])] for k in own if k in state}
+        wrong += [f"{k} is {has}, not {should}" for k, (has, should) in facts.items() if has != should]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"{what} does not fit this model: {'; '.join(wrong[:3])}{more}")
-    module.load_state_dict(state)
+        raise Damaged(what, f"does not fit this model: {'; '.join(wrong[:3])}{more}")
+
+
+def _plain(fact: torch.Size | torch.dtype) -> str:
+    return str(tuple(fact)) if isinstance(fact, torch.Size) else str(fact).removeprefix("torch.")
 
 
 # ---- Models -------------------------------------------------------------------------------------------------------
 
 
-def component(node: dict, allowed: tuple[str, ...] = ARCHITECTURES, **facts) -> nn.Module:
-    """Build `{"_target_": "aavae.encoders.resnet.resnet", …}` with its other entries and `facts` as arguments.
+def builder(node: dict, allowed: tuple[str, ...] = ARCHITECTURES) -> Callable[..., nn.Module]:
+    """What the `_target_` of a node names.
 
     Raises UserError for a target outside the `allowed` module prefixes: a checkpoint may not name just any function.
     """
     if not isinstance(node, dict) or "_target_" not in node:
         raise UserError(f"{node!r} does not name what is to be built as _target_")
-    arguments = {k: v for k, v in node.items() if k != "_target_"} | facts
     target = str(node["_target_"])
     module, _, name = target.rpartition(".")
     refusal = f"{target} is not among what a model may be built from ({'*, '.join(allowed)}*)"
@@ -123,10 +181,19 @@ def component(node: dict, allowed: tuple[str, ...] = ARCHITECTURES, **facts) -> 
         raise UserError(f"there is no {target} ({error}){hint}") from error
     if "" not in allowed and target.startswith("aavae.") and getattr(build, "__module__", None) != module:
         raise UserError(refusal)  # what such a module has imported is not its own to offer
+    return build
+
+
+def component(node: dict, allowed: tuple[str, ...] = ARCHITECTURES, **facts) -> nn.Module:
+    """Build `{"_target_": "aavae.encoders.resnet.resnet", …}` with its other entries and `facts` as arguments.
+
+    Raises UserError for a target that is not `allowed`, and for arguments that it does not take.
+    """
+    build = builder(node, allowed)
     try:
-        return build(**arguments)
+        return build(**{k: v for k, v in node.items() if k != "_target_"} | facts)
     except TypeError as error:
-        raise UserError(f"{target} cannot be built: {error}") from error
+        raise UserError(f"{node['_target_']} cannot be built: {error}") from error
 
 
 def trusting(modules: Sequence[str], own: tuple[str, ...] = ARCHITECTURES) -> tuple[str, ...]:
@@ -150,41 +217,45 @@ def assemble(architecture: dict, allowed: tuple[str, ...] = ARCHITECTURES) -> Au
     return model
 
 
-def save_encoder(path: Path, encoder: nn.Module, facts: dict) -> None:
-    """Write the encoder's tensors as safetensors, with `facts` (architecture, mean, std, …) as JSON metadata."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
-    # As it is, unless it would be read as something else: a fingerprint may look like a number.
-    metadata = {k: v if isinstance(v, str) and _plain(v) == v else json.dumps(v) for k, v in facts.items()}
-    files.write(path, safetensors.torch.save(tensors, metadata))
+def fitted(describe: Callable[[], nn.Module], weights: dict[str, Tensor], path: Path) -> nn.Module:
+    """The module that `describe` builds, with `weights`; built on the meta device first, where sizes cost no memory.
+
+    Raises Damaged, naming `path`, where nothing can be built or the weights do not fit.
+    """
+    try:
+        with torch.device("meta"), _at_most(2 * len(weights) + 1000):
+            module = describe()
+        _refuse_misfits(module, weights, path)
+    except Damaged:
+        raise
+    except Exception as error:  # what a file says may do anything to a builder
+        if "meta" not in str(error).lower():  # an encoder of one's own may read numbers while it is built
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            raise Damaged(path, f"describes what cannot be built ({kind}{first_line(error)})") from error
+    module = describe()
+    fit_state(module, weights, path)
+    return module
+
+
+@contextlib.contextmanager
+def _at_most(parameters: int) -> Iterator[None]:
+    """Refuse to register more parameters than that: a description may ask for a billion layers."""
+    count = itertools.count(1)
+
+    def counted(*_) -> None:
+        if next(count) > parameters:
+            raise ValueError("it has many more layers than the file has weights")
+
+    handle = nn.modules.module.register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def model_of(state: dict, path: Path, allowed: tuple[str, ...] = ARCHITECTURES) -> AutoEncoder:
     """The model of the checkpoint `state`, read from `path`. Raises UserError if it does not describe one."""
-    if missing := [k for k in ("architecture", "model", "mean", "std") if k not in state]:
-        raise UserError(f"{path} is not a checkpoint of a run: it has no {', '.join(missing)}")
-    if not isinstance(state["architecture"], dict):
-        raise UserError(f"{path} does not describe its model")
-    model = assemble(state["architecture"], allowed)
-    fit_state(model, state["model"], str(path))
-    return model
-
-
-def encoder_of(path: Path, allowed: tuple[str, ...] = ARCHITECTURES) -> tuple[nn.Module, dict]:
-    """The encoder of an `encoder.safetensors`, and the facts its metadata states. Raises UserError for another file."""
-    try:
-        with safetensors.safe_open(path, "pt") as handle:
-            metadata = handle.metadata() or {}
-        facts = {name: _plain(text) for name, text in metadata.items()}
-        encoder = component(facts["architecture"], allowed)
-        fit_state(encoder, safetensors.torch.load_file(path), str(path))
-        facts["mean"], facts["std"] = tuple(facts["mean"]), tuple(facts["std"])
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not an encoder.safetensors written by aavae ({error})") from error
-    return encoder, facts
-
-
-def _plain(text: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    schema.check(state, {}, path, schema.MODEL)
+    for part in ("encoder", "decoder"):  # what is not to be trusted is no damage
+        builder(state["architecture"].get(part), allowed)
+    return fitted(lambda: assemble(state["architecture"], allowed), state["model"], path)

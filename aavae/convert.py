@@ -31,21 +31,29 @@ def convert(source: Path, target: Path, to: str, trust: tuple[str, ...] = (), **
     `said` are the `stem`, `image_size` and `dataset` that a file of the released code leaves open. Raises UserError
     where it cannot be read, or cannot be had as what `to` asks for; then nothing is written.
     """
-    from aavae import cards, checkpoint, exchange
+    from aavae import cards, checkpoint, encoder_file, exchange
     from aavae.trained import agree, load_trained, portable
 
     if to == "checkpoint":
-        state = portable(source, trust, **said)
+        state, note = portable(source, trust, **said)
+        _say(note)
         checkpoint.save(target, state)
         return f"{state['config']['method']} on {state['dataset']}, step {state['step']:,}"
-    own = source / cards.ENCODER
-    encoder, facts = cards.facts_of(load_trained(own if own.exists() else source, trust, **said))
+    own = source / encoder_file.ENCODER
+    trained = load_trained(own if own.exists() else source, trust, **said)
+    _say(trained.note)
+    encoder, facts = cards.facts_of(trained)
     agree(source, facts, **said)
     called = exchange.check_fits(to, encoder, facts["architecture"]) if to in exchange.LIBRARIES else None
     facts["results"] = cards.accuracies(source, facts.get("epochs")) or facts.get("results", [])
     text = cards.card(facts)
-    checkpoint.save_encoder(target, encoder, facts | {"format": "pt", "model_card": text})
+    encoder_file.save(target, encoder, facts | {"format": "pt", "model_card": text})
     return text + (f"\n\nIt loads into {called}." if called else "")
+
+
+def _say(note: str | None) -> None:
+    if note:
+        print(f"aavae-convert: {note}", file=sys.stderr)
 
 
 def _arguments(argv: list[str]) -> dict:

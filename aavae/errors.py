@@ -10,6 +10,17 @@ class UserError(Exception):
     """
 
 
+class Damaged(UserError):
+    """A file cannot be read or its contents are malformed; where there is an older one, that may serve instead.
+
+    `origin` is the file, `reason` what is wrong with it, as the rest of a sentence about it.
+    """
+
+    def __init__(self, origin: object, reason: str):
+        super().__init__(f"{origin} {reason}")
+        self.origin, self.reason = origin, reason
+
+
 def refuse_below(least: dict[str, tuple]) -> None:
     """Raise UserError for a value below its least, `{name: (value, least)}`, or that is no number."""
     for name, (value, lowest) in least.items():
@@ -27,3 +38,8 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]

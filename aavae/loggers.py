@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aavae import files
-from aavae.errors import UserError
+from aavae.errors import UserError, first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +171,3 @@ class Loggers:
                     print(f"closing the logger {name} failed ({first_line(error)})", file=sys.stderr)
         if interrupted:
             raise interrupted
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from aavae import checkpoint, files, restart, status, threads
+from aavae import checkpoint, encoder_file, files, restart, schema, status, threads
 from aavae.console import Reporter, duration, results_tables, shown
 from aavae.datasets import same_images
-from aavae.errors import UserError
+from aavae.errors import Damaged, UserError
 from aavae.evaluation import Evaluation, Results
 from aavae.identity import identity_config
 from aavae.loggers import Beginning, Loggers
@@ -120,29 +120,48 @@ class Run:
         if how == "never":
             self._remove(checkpoint.LAST, checkpoint.PREVIOUS, "epoch_*.pt", RESULTS, PROVENANCE)
             return {}
-        source = self.folder if how == "auto" else Path(how)
+        if how == "auto":
+            return self._continue()
+        source = Path(how)
         if source.is_dir():
-            state, caveat = checkpoint.find(source)
-        else:
-            state, caveat = checkpoint.load(source), None
-        if state is None:
-            if how != "auto":
+            if (found := checkpoint.find(source, schema.JUDGED, self._restore)) is None:
                 raise UserError(f"there is no checkpoint in {how}")
+            if found.note:
+                self.reporter.say(found.note)
+        else:
+            self._restore(checkpoint.load(source, schema.JUDGED), source)
+        own = list(self.folder.glob("*.pt"))
+        if source.absolute() not in (self.folder, *own) and own:
+            raise UserError(f"{self.folder} holds a run already; name another hydra.run.dir= for resume={how}")
+        return {}
+
+    def _continue(self) -> dict:
+        """Go on from the newest good checkpoint in the run's own folder; returns what the loggers remembered."""
+        if strange := [p for p in (self.folder / checkpoint.LAST, *self.folder.glob("*.pt")) if p.is_dir()]:
+            raise UserError(f"{strange[0]} is a folder, where a checkpoint is to be written; move it away")
+
+        def restore(state: dict, path: Path) -> None:
+            self._refuse_another_run(state)
+            self._restore(state, path)
+
+        try:
+            found = checkpoint.find(self.folder, schema.JUDGED, restore)
+        except Damaged as error:
+            raise UserError(f"{error}; resume=never starts the run afresh") from error
+        if found is None:
             self._refuse_a_lost_checkpoint()
             return {}
-        own = list(self.folder.glob("*.pt"))
-        if how == "auto":
-            self._refuse_another_run(state)
-        elif source.absolute() not in (self.folder, *own) and own:
-            raise UserError(f"{self.folder} holds a run already; name another hydra.run.dir= for resume={how}")
-        restart.restore(self.trainer, state, str(source))
+        self.trainer.saved = self.trainer.step
+        if found.note:
+            self.reporter.say(found.note)
+            if self.trainer.processes.leads:  # or the next one written would make the damaged one the previous
+                files.also_as(found.path, checkpoint.LAST)
+        return found.state["loggers"]
+
+    def _restore(self, state: dict, path: Path) -> None:
+        restart.restore(self.trainer, state, str(path))
         self._take_threads(state.get("threads"))
-        self._probes_before = state["config"]["probe"]
-        if how == "auto":
-            self.trainer.saved = self.trainer.step
-        if caveat:
-            self.reporter.say(caveat)
-        return state["loggers"] if how == "auto" else {}
+        self._probes_before = state["config"].get("probe")
 
     def _take_threads(self, before: int | None) -> None:
         # Sums have the same bits only with as many threads.
@@ -213,6 +232,7 @@ class Run:
             records = read_results(self.folder)
             # Results are written as they come; only a run that is done has all of them.
             done = status.read(self.folder)["state"] == "done"
+            encoder_file.read(self.folder / encoder_file.ENCODER)
             same_epoch = {r["epoch"] for r in records} == {self.trainer.epoch}
             if done and same_epoch and self._probes_before == self.config["probe"]:
                 return records
@@ -278,7 +298,7 @@ class Run:
             "seed": self.config["seed"],
             "aavae_version": version("aavae"),
         }
-        checkpoint.save_encoder(self.folder / "encoder.safetensors", encoder, facts)
+        encoder_file.save(self.folder / encoder_file.ENCODER, encoder, facts)
 
     # ---- Files ----------------------------------------------------------------------------------------------------
 

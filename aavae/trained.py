@@ -1,5 +1,7 @@
 """A trained model as a run folder, checkpoint or `encoder.safetensors` describes it: ours, or the released code's."""
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from aavae import checkpoint, inert, released
+from aavae import checkpoint, encoder_file, inert, released, schema
 from aavae.datasets import Dataset
-from aavae.errors import UserError
+from aavae.errors import Damaged, UserError
 from aavae.model import AutoEncoder
 from aavae.pipelines import NoAugmentation, Pipeline
 from aavae.representations import Representations, Track
@@ -102,18 +104,14 @@ def load_trained(path: Path, trust: tuple[str, ...] = (), **unstated: str | int 
 
     `unstated` are the `stem`, `image_size` and `dataset` of a checkpoint of the released code that does not say them.
     """
-    state, note = None, None
-    if path.is_dir():
-        state, note = checkpoint.find(path)
-        if state is None:
-            path = path / "encoder.safetensors"
-            if not path.exists():
-                raise UserError(f"{path.parent} is not a run folder: it holds no checkpoint and no encoder.safetensors")
+    if path.is_dir() and not any(path.glob("*.pt")):
+        path = path / encoder_file.ENCODER
+        if not path.exists():
+            raise UserError(f"{path.parent} is not a run folder: it holds no checkpoint and no {path.name}")
     if path.suffix == ".safetensors":
         return _encoder_alone(path, trust)
-    state, allowed = state or read_state(path, **unstated), checkpoint.trusting(trust)
-    config = _config_of(state, path)
-    model, note = checkpoint.model_of(state, path, allowed), note or state.get("note")
+    model, state, path, note = _read(path, trust, schema.JUDGED, **unstated)
+    config = state["config"]
     return Trained(
         model=model,
         architecture=state["architecture"]["encoder"],
@@ -128,12 +126,12 @@ def load_trained(path: Path, trust: tuple[str, ...] = (), **unstated: str | int 
         data=state["data"],
         dataset=state.get("dataset"),
         learners=state.get("learners", {}),
-        note=note,
+        note=note or state.get("note"),
     )
 
 
 def _encoder_alone(path: Path, trust: tuple[str, ...]) -> Trained:
-    encoder, facts = checkpoint.encoder_of(path, checkpoint.trusting(trust))
+    encoder, facts = _alone(path, trust)
     return Trained(
         model=encoder,
         architecture=facts["architecture"],
@@ -149,29 +147,49 @@ def _encoder_alone(path: Path, trust: tuple[str, ...]) -> Trained:
     )
 
 
+def _read(
+    path: Path, trust: tuple[str, ...], needed: Sequence[str] = schema.MODEL, **said: str | int | None
+) -> tuple[AutoEncoder, dict, Path, str | None]:
+    """The model of a run folder or checkpoint, its state, its file, and what to tell the user of how it was found."""
+    allowed = checkpoint.trusting(trust)
+    if path.is_dir():
+        found = checkpoint.find(path, needed, lambda state, file: checkpoint.model_of(state, file, allowed))
+        if found is None:
+            raise UserError(f"{path} holds neither {checkpoint.LAST} nor {checkpoint.PREVIOUS}")
+        model, state, path, note = found.made, found.state, found.path, found.note
+    else:
+        state, note = read_state(path, needed, **said), None
+        model = checkpoint.model_of(state, path, allowed)
+    return model, state, path, note
+
+
 def read_state(
-    path: Path, *, stem: str | None = None, image_size: int | None = None, dataset: str | None = None
+    path: Path,
+    needed: Sequence[str] = (),
+    *,
+    stem: str | None = None,
+    image_size: int | None = None,
+    dataset: str | None = None,
 ) -> dict:
     """A checkpoint of ours, or of the released code as one of ours would say it. Raises UserError for neither."""
     try:
-        return checkpoint.load(path)
+        return checkpoint.load(path, needed)
     except UserError:
         if not path.is_file() or not released.written(content := inert.read(path)):
             raise
-    return released.translate(content, path, stem=stem, image_size=image_size, dataset=dataset)
+    state = released.translate(content, path, stem=stem, image_size=image_size, dataset=dataset)
+    schema.check(state, schema.CHECKPOINT, path, needed)
+    return state
 
 
-def portable(path: Path, trust: tuple[str, ...] = (), **said: str | int | None) -> dict:
-    """The checkpoint of a run folder or file, without what only continuing the run would need.
+def portable(path: Path, trust: tuple[str, ...] = (), **said: str | int | None) -> tuple[dict, str | None]:
+    """The checkpoint of a run folder or file, without what only continuing the run would need, and a note on it.
 
     Raises UserError where there is none, or none that gives a model; `said` is as for `load_model`.
     """
-    path = _full(path)
-    state = read_state(path, **said)
-    _config_of(state, path)
-    checkpoint.model_of(state, path, checkpoint.trusting(trust))
+    _, state, path, note = _read(_full(path), trust, schema.JUDGED, **said)
     agree(path, state, **said)
-    return {k: state.get(k) for k in PORTABLE}
+    return {k: state.get(k) for k in PORTABLE}, note
 
 
 def load_model(
@@ -186,13 +204,14 @@ def load_model(
 
     `stem`, `image_size` and `dataset` (cifar10, stl10, imagenet) say what a file of the released code leaves open.
     `trust` names modules or packages of your own that parts of the model may come from. Raises UserError for a path
-    that holds no model, and where what you say is not what the file says.
+    that holds no model or a damaged one, and where what you say is not what the file says; warns where an older
+    checkpoint of a run folder is used because the last one is damaged.
     """
-    path = _full(path)
     said = {"stem": stem, "image_size": image_size, "dataset": dataset}
-    state = read_state(path, **said)
-    model = checkpoint.model_of(state, path, checkpoint.trusting(trust))
-    agree(path, state, **said)
+    model, state, file, note = _read(_full(path), trust, **said)
+    agree(file, state, **said)
+    if note:
+        warnings.warn(f"{path}: {note}", UserWarning, stacklevel=2)
     model.mean, model.std = tuple(state["mean"]), tuple(state["std"])
     return model.eval()
 
@@ -210,39 +229,37 @@ def load_encoder(
     It maps images `(B, 3, H, W)`, normalised with `mean` and `std`, to `(B, output_dim)`. Arguments and errors are
     those of `load_model`.
     """
-    path = _located(path, ("encoder.safetensors", checkpoint.LAST, checkpoint.PREVIOUS))
-    said = {"stem": stem, "image_size": image_size, "dataset": dataset}
-    if path.suffix == ".safetensors":
-        encoder, facts = checkpoint.encoder_of(path, checkpoint.trusting(trust))
+    path, said = Path(path).expanduser(), {"stem": stem, "image_size": image_size, "dataset": dataset}
+    own = path / encoder_file.ENCODER
+    if path.suffix == ".safetensors" or own.exists():
+        encoder, facts = _alone(own if own.exists() else path, trust)
         agree(path, facts, **said)
         encoder.mean, encoder.std = facts["mean"], facts["std"]
     else:
+        if path.is_dir() and not any(path.glob("*.pt")):
+            raise UserError(f"{path} holds neither {own.name} nor {checkpoint.LAST} nor {checkpoint.PREVIOUS}")
         model = load_model(path, **said, trust=trust)
         encoder = model.encoder
         encoder.mean, encoder.std = model.mean, model.std
     return encoder.eval()
 
 
+def _alone(path: Path, trust: tuple[str, ...]) -> tuple[nn.Module, dict]:
+    try:
+        return encoder_file.encoder_of(path, checkpoint.trusting(trust))
+    except Damaged as error:
+        if not (last := path.with_name(checkpoint.LAST)).exists():
+            raise
+        # Not loaded instead: its BatchNorm statistics may be others, and the features with them.
+        way_out = f"{last} holds the encoder too, with the BatchNorm statistics of training"
+        raise Damaged(path, f"{error.reason}; {way_out}; the command of the run writes {path.name} anew") from error
+
+
 def _full(path: str | Path) -> Path:
-    path = _located(path, (checkpoint.LAST, checkpoint.PREVIOUS))
+    path = Path(path).expanduser()
     if path.suffix == ".safetensors":
         raise UserError(f"{path} holds an encoder only; load it with load_encoder, or give a checkpoint")
     return path
-
-
-def _config_of(state: dict, path: Path) -> dict:
-    if not isinstance(config := state.get("config"), dict):
-        raise UserError(f"{path} does not say how it was trained; load_model reads it")
-    return config
-
-
-def _located(path: str | Path, names: tuple[str, ...]) -> Path:
-    path = Path(path).expanduser()
-    if not path.is_dir():
-        return path
-    if found := [name for name in names if (path / name).exists()]:
-        return path / found[0]
-    raise UserError(f"{path} holds neither {' nor '.join(names)}")
 
 
 def agree(

@@ -6,8 +6,8 @@ import sys
 import uuid
 from pathlib import Path
 
-from aavae.errors import UserError
-from aavae.loggers import Beginning, first_line
+from aavae.errors import UserError, first_line
+from aavae.loggers import Beginning
 from aavae.probes import name_of
 
 

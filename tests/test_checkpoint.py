@@ -10,11 +10,12 @@ import safetensors
 import safetensors.torch
 import torch
 
-from aavae import build, checkpoint, files
+from aavae import build, checkpoint, encoder_file, files
 from aavae.errors import UserError
 from aavae.trained import load_encoder, load_model
 
 SMALL = ("dataset=synthetic", "encoder=resnet_tiny", "decoder=resnet_tiny", "latent_dim=8")
+CONFIG = {"method": "vae", "seed": None, "dataset": {}, "loss": {"beta": 0.0}}
 FACTS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
 
 
@@ -24,9 +25,10 @@ def run(tmp_path):
     architecture = build.architecture(build.compose(SMALL))
     model = checkpoint.assemble(architecture)
     model(3 + torch.randn(8, 3, 16, 16), torch.randn(8, 8))  # in training mode, so that BatchNorm has seen something
-    checkpoint.save(tmp_path / "last.pt", {"architecture": architecture, "model": model.state_dict(), **FACTS})
+    state = {"architecture": architecture, "model": model.state_dict(), "step": 1, **FACTS}
+    checkpoint.save(tmp_path / "last.pt", state)
     facts = {"architecture": architecture["encoder"], "batchnorm_statistics": "running, of training", **FACTS}
-    checkpoint.save_encoder(tmp_path / "encoder.safetensors", model.encoder, facts)
+    encoder_file.save(tmp_path / "encoder.safetensors", model.encoder, facts)
     return tmp_path, model.eval()
 
 
@@ -38,7 +40,7 @@ def folder_of(path):
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path):
-    state = {"model": {"w": torch.randn(3, 2)}, "step": 7, "config": {"loss": {"beta": 0.0}, "name": None}}
+    state = {"model": {"w": torch.randn(3, 2)}, "step": 7, "config": CONFIG}
     checkpoint.save(tmp_path / "last.pt", state)
     loaded = checkpoint.load(tmp_path / "last.pt")
     assert torch.equal(loaded["model"]["w"], state["model"]["w"])
@@ -67,8 +69,7 @@ def test_a_crash_between_writing_and_renaming_loses_nothing(tmp_path, monkeypatc
     with monkeypatch.context() as patch, pytest.raises(SystemError):
         patch.setattr(files.os, "replace", crash)
         checkpoint.save(tmp_path / "last.pt", {"step": 2})
-    state, _ = checkpoint.find(tmp_path)
-    assert state["step"] == 1
+    assert checkpoint.find(tmp_path).state["step"] == 1
     assert all(name in ("last.pt", "previous.pt") for name in folder_of(tmp_path))
 
 
@@ -110,15 +111,16 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:2000])
 
 
+WORDS = "cannot be read: it is truncated, damaged or not a checkpoint"
 DAMAGE = {
-    "truncated": (truncated, "cannot be read: it is truncated, damaged or not a checkpoint"),
+    "truncated": (truncated, WORDS),
     "empty": (lambda p: p.write_bytes(b""), "cannot be read"),
     "garbage": (lambda p: p.write_bytes(bytes(range(256)) * 20), "cannot be read"),
     "text": (lambda p: p.write_text("epochs: 3\n"), "cannot be read"),
     "a whole module": (lambda p: torch.save(torch.nn.Linear(2, 2), p), "cannot be read"),
     "a foreign checkpoint": (lambda p: torch.save({"state_dict": {}}, p), "not a checkpoint of this version of aavae"),
     "a bare tensor": (lambda p: torch.save(torch.zeros(2), p), "not a checkpoint of this version of aavae"),
-    "a folder": (lambda p: p.mkdir(), "there is no checkpoint"),
+    "a folder": (lambda p: p.mkdir(), "is not a file"),
     "missing": (lambda p: None, "there is no checkpoint"),
 }
 
@@ -149,10 +151,10 @@ def test_a_pickle_that_would_run_a_command_is_refused_and_does_not_run_it(tmp_pa
 
 
 def test_find_takes_the_last_checkpoint_in_silence(tmp_path):
-    assert checkpoint.find(tmp_path) == (None, None)
+    assert checkpoint.find(tmp_path) is None
     for step in (1, 2):
         checkpoint.save(tmp_path / "last.pt", {"step": step})
-    state, note = checkpoint.find(tmp_path)
+    state, _, _, note = checkpoint.find(tmp_path)
     assert (state["step"], note) == (2, None)
 
 
@@ -160,9 +162,9 @@ def test_find_falls_back_to_the_previous_good_checkpoint_and_says_so(tmp_path):
     for step in (1, 2):
         checkpoint.save(tmp_path / "last.pt", {"step": step})
     (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:100])
-    state, note = checkpoint.find(tmp_path)
+    state, _, _, note = checkpoint.find(tmp_path)
     assert state["step"] == 1
-    assert note == "last.pt cannot be read; continuing from previous.pt (step 1)"
+    assert note == f"last.pt {WORDS}; previous.pt (step 1) is used instead"
 
 
 def test_find_falls_back_to_the_newest_epoch(tmp_path):
@@ -170,20 +172,20 @@ def test_find_falls_back_to_the_newest_epoch(tmp_path):
         checkpoint.save(tmp_path / f"epoch_{epoch}.pt", {"step": epoch})
     for name in ("last.pt", "previous.pt", "epoch_100.pt"):
         (tmp_path / name).write_bytes(b"")
-    state, note = checkpoint.find(tmp_path)
+    state, _, _, note = checkpoint.find(tmp_path)
     assert state["step"] == 10 and "epoch_10.pt (step 10)" in note
 
 
 def test_find_says_when_a_crash_left_only_the_previous_one(tmp_path):
     checkpoint.save(tmp_path / "previous.pt", {"step": 1})
-    state, note = checkpoint.find(tmp_path)
+    state, _, _, note = checkpoint.find(tmp_path)
     assert state["step"] == 1 and note and "previous.pt" in note
 
 
 def test_find_gives_up_with_a_way_out_when_nothing_can_be_read(tmp_path):
     for name in ("last.pt", "previous.pt"):
         (tmp_path / name).write_bytes(b"no")
-    with pytest.raises(UserError, match=r"no checkpoint .* can be read \(last.pt, previous.pt\); resume=never"):
+    with pytest.raises(UserError, match=r"no checkpoint .* can be used \(last.pt, previous.pt\): last.pt cannot"):
         checkpoint.find(tmp_path)
 
 
@@ -206,7 +208,7 @@ def test_a_checkpoint_of_another_model_is_refused(run):
     state["architecture"]["latent_dim"] = 16
     checkpoint.save(folder / "last.pt", state)
     with pytest.raises(UserError, match=r"last.pt does not fit this model: .*\(8, .*not \(16"):
-        load_model(folder)
+        load_model(folder / "last.pt")
 
 
 # ---- Models -------------------------------------------------------------------------------------------------------
@@ -241,7 +243,8 @@ def test_after_a_crash_the_previous_checkpoint_serves(run):
     (folder / "last.pt").rename(folder / "previous.pt")
     (folder / "encoder.safetensors").unlink()
     for load in (load_model, load_encoder):
-        assert load(folder)
+        with pytest.warns(UserWarning, match=r"last.pt is missing; previous.pt \(step 1\) is used instead"):
+            assert load(folder)
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
@@ -249,7 +252,7 @@ def test_a_timm_encoder_comes_back(tmp_path, name):
     node = {"_target_": "aavae.encoders.timm_model.timm_model", "name": name, "image_size": 32}
     node["kwargs"] = {"img_size": 32} if name.startswith("vit") else {}
     encoder = checkpoint.component(node).eval()
-    checkpoint.save_encoder(tmp_path / "encoder.safetensors", encoder, {"architecture": node, **FACTS})
+    encoder_file.save(tmp_path / "encoder.safetensors", encoder, {"architecture": node, **FACTS})
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         loaded = load_encoder(tmp_path)(x)
@@ -342,8 +345,8 @@ def test_an_architecture_cannot_make_timm_read_another_file(tmp_path):
     "architecture", [None, {}, ["resnet"], {"encoder": {"_target_": "aavae.encoders.resnet.resnet"}}]
 )
 def test_a_checkpoint_with_a_mangled_architecture_gets_a_message_too(tmp_path, architecture):
-    checkpoint.save(tmp_path / "last.pt", {"architecture": architecture, "model": {}, **FACTS})
-    checkpoint.save_encoder(tmp_path / "encoder.safetensors", torch.nn.Linear(1, 1), {"architecture": architecture})
+    checkpoint.save(tmp_path / "last.pt", {"architecture": architecture, "model": {}, "step": 1, **FACTS})
+    encoder_file.save(tmp_path / "encoder.safetensors", torch.nn.Linear(1, 1), {"architecture": architecture})
     for load in (load_model, load_encoder):
         with pytest.raises(UserError):
             load(tmp_path)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import aavae
-from aavae import build, checkpoint, exchange
+from aavae import build, checkpoint, encoder_file, exchange
 from aavae.datasets.folder import ImageNet
 from aavae.errors import UserError
 
@@ -211,7 +211,7 @@ def test_an_encoder_of_timm_goes_back_to_timm_alone(convert, tmp_path, name, kwa
     node = TIMM | {"name": name, "kwargs": kwargs}
     encoder = seen(checkpoint.component(node), 32)
     facts = {"architecture": node, "mean": [0.5] * 3, "std": [0.25] * 3}
-    checkpoint.save_encoder(tmp_path / "in.safetensors", encoder, facts)
+    encoder_file.save(tmp_path / "in.safetensors", encoder, facts)
     ended = convert("in.safetensors", "out.safetensors", "to=timm")
     assert ended.code == 0, ended.err
     called = ended.out.split("It loads into ")[1].splitlines()[0].removesuffix(".")
@@ -227,7 +227,7 @@ def test_an_encoder_of_one_s_own_has_to_be_trusted(convert, tmp_path, monkeypatc
     (tmp_path / "a_module.py").write_text("from torch import nn\ndef flat(width):\n    return nn.Linear(3, width)\n")
     monkeypatch.syspath_prepend(tmp_path)
     facts = {"architecture": {"_target_": "a_module.flat", "width": 2}, "mean": [0.5] * 3, "std": [0.25] * 3}
-    checkpoint.save_encoder(tmp_path / "in.safetensors", nn.Linear(3, 2), facts)
+    encoder_file.save(tmp_path / "in.safetensors", nn.Linear(3, 2), facts)
     ended = convert("in.safetensors", "out.safetensors")
     assert ended.code == 2 and "if you trust it, say trust=[a_module]" in ended.err
     assert convert("in.safetensors", "out.safetensors", "trust=[a_module]").code == 0

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 import aavae
-from aavae import build, checkpoint, released
+from aavae import build, checkpoint, encoder_file, released
 from aavae.convert import convert
 from aavae.datasets.folder import ImageNet
 from aavae.errors import UserError
@@ -238,9 +238,10 @@ def test_our_own_files_are_held_to_what_one_says_of_them(tmp_path):
     model = tiny("imagenet")
     architecture = model.architecture | {"decoder": model.architecture["decoder"] | {"image_size": 64}}
     facts = {"mean": list(ImageNet.mean), "std": list(ImageNet.std)}
-    checkpoint.save(tmp_path / "last.pt", {"architecture": architecture, "model": model.state_dict(), **facts})
+    state = {"architecture": architecture, "model": model.state_dict(), "step": 1}
+    checkpoint.save(tmp_path / "last.pt", state | facts)
     own = facts | {"architecture": architecture["encoder"], "image_size": 64}
-    checkpoint.save_encoder(tmp_path / "encoder.safetensors", model.encoder, own)
+    encoder_file.save(tmp_path / "encoder.safetensors", model.encoder, own)
     for load, path in ((aavae.load_model, tmp_path), (aavae.load_encoder, tmp_path / "encoder.safetensors")):
         for said in ({}, {"dataset": "imagenet"}, {"stem": "imagenet", "image_size": 64}):
             assert load(path, **said).mean == ImageNet.mean

@@ -160,7 +160,7 @@ def test_a_truncated_checkpoint_is_replaced_by_the_one_before(train):
     Path("run/results.json").unlink()
     ended = train(*DEBUG)
     assert ended.code == 0
-    assert "last.pt cannot be read; continuing from previous.pt" in ended.out
+    assert "last.pt cannot be read: it is truncated, damaged or not a checkpoint; previous.pt" in ended.out
     assert same_bits(weights("run"), expected)
 
 
