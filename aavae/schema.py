@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ def _shown(value: Any) -> str:
 
 
 def _number(value: Any) -> bool:
-    return type(value) in (int, float) and -math.inf < value < math.inf
+    return type(value) in (int, float) and -1e300 < value < 1e300
 
 
 def _count(value: Any) -> bool:
@@ -53,6 +53,14 @@ def _count(value: Any) -> bool:
 
 def _mapping(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _remembered(value: Any) -> bool:
+    return _mapping(value) and all(map(_mapping, value.values()))
+
+
+def _described(value: Any) -> bool:
+    return _mapping(value) and isinstance(value.get("_target_"), str)
 
 
 def _triple(value: Any, above: float = -math.inf) -> bool:
@@ -75,6 +83,20 @@ def _tensors(value: Any) -> str | None:
         if tensor.dtype in FLOATS and not torch.isfinite(tensor).all():
             return f"has numbers in {name} that are not finite"
     return None
+
+
+def _learners(value: Any) -> str | None:
+    if not _remembered(value):
+        return f"must be what each remembers, by name, not {_shown(value)}"
+    return _tensors(dict(_leaves(value)))
+
+
+def _leaves(value: dict, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for key, part in value.items():
+        if isinstance(part, Tensor):
+            yield f"{prefix}{key}", part
+        elif isinstance(part, dict) and prefix.count("/") < 9:
+            yield from _leaves(part, f"{prefix}{key}/")
 
 
 def _optimizer(value: Any) -> str | None:
@@ -119,7 +141,6 @@ _seed = _must("an integer or null", lambda v: v is None or (type(v) is int and a
 _settings = _must("settings by name", _mapping)
 _flag = _must("true or false", lambda v: type(v) is bool)
 _positive = _must("a positive number", lambda v: _number(v) and v > 0)
-_by_name = _must("what each remembers, by name", lambda v: _mapping(v) and all(map(_mapping, v.values())))
 _mean = _must("three finite numbers", _triple)
 _std = _must("three positive numbers", lambda v: _triple(v, above=0))
 _epochs = _must("a number of 0 or more", lambda v: _number(v) and v >= 0)
@@ -129,7 +150,10 @@ CONFIG: dict[str, Rule] = {"method": _text, "seed": _seed, "dataset": _settings,
 CONFIG |= {"precision": _text, "probe": _settings}
 TRAINER: dict[str, Rule] = {"clean_pass": _text, "channels_last": _flag, "recalibration_images": _pixels}
 CHECKPOINT: dict[str, Rule] = {
-    "architecture": _settings,
+    "architecture": _must(
+        "an encoder and a decoder, each with a _target_",
+        lambda v: _mapping(v) and _described(v.get("encoder")) and _described(v.get("decoder")),
+    ),
     "model": _tensors,
     "mean": _mean,
     "std": _std,
@@ -143,13 +167,13 @@ CHECKPOINT: dict[str, Rule] = {
     "config": _config,
     "optimizer": _optimizer,
     "scaler": _settings,
-    "learners": _by_name,
-    "loggers": _by_name,
     "threads": _must("a number of threads", lambda v: _count(v) and v > 0),
+    "learners": _learners,
+    "loggers": _must("what each remembers, by name", _remembered),
 }
 FACTS: dict[str, Rule] = {
     "tensors": _tensors,
-    "architecture": _settings,
+    "architecture": _must("settings with a _target_", _described),
     "mean": _mean,
     "std": _std,
     "output_dim": _pixels,

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aavae.datasets import Dataset, Split, to_float
-from aavae.errors import UserError
+from aavae.errors import Damaged, UserError, first_line
+from aavae.optim import restore as restore_optimizer
 from aavae.probes import record
 from aavae.probes.classifier import linear_head
 from aavae.representations import Representation
@@ -85,14 +86,26 @@ class Online:
         }
 
     def restore(self, state: dict, device: torch.device) -> None:
-        """Continue, or be judged, as it was when it was saved: by the settings it has learned by so far."""
-        for name in SETTINGS:
-            setattr(self, name, state["settings"][name])
-        num_classes, output_dim = state["head"]["weight"].shape
-        self._attach(nn.utils.skip_init(nn.Linear, output_dim, num_classes, device=device))
-        self.head.load_state_dict(state["head"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.steps = state["steps"]
+        """Continue, or be judged, as it was when it was saved: by the settings it has learned by so far.
+
+        Raises Damaged for a state that is not one of its own.
+        """
+        try:
+            Online(**state["settings"])  # which refuses what is out of range
+            for name in SETTINGS:
+                setattr(self, name, state["settings"][name])
+            num_classes, output_dim = state["head"]["weight"].shape
+            if type(state["steps"]) is not int or state["steps"] < 0:
+                raise ValueError(f"steps={state['steps']!r}")
+            if self.head is not None and self.head.weight.shape != (num_classes, output_dim):
+                raise ValueError(f"{num_classes} classes of {output_dim} features")
+            self._attach(nn.utils.skip_init(nn.Linear, output_dim, num_classes, device=device))
+            self.head.load_state_dict(state["head"])
+            restore_optimizer(self._optimizer, state["optimizer"])
+            self.steps = state["steps"]
+        except (UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise Damaged("the checkpoint", f"is malformed: what probe.online has learned ({what})") from error
 
     # ---- Afterwards -----------------------------------------------------------------------------------------------
 
