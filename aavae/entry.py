@@ -21,8 +21,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from aavae import build, exits, files, signals, slurm
-from aavae.errors import UserError
+from aavae.errors import GaveUp, UserError
 from aavae.multirun import Grid, Multirun
+
+FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own: raise what it would print
+WORDS = 500  # characters of another program's error that are shown
 
 
 class Command:
@@ -64,7 +67,7 @@ class Command:
         for job in jobs:
             self.check(build.compose(job, config_dir, self.primary))
         self.make_folder(jobs[0] if jobs else [], "hydra.sweep.dir")
-        return self.launch(Task(self))
+        return self.launch(Task(self), several=True)
 
     # ---- What they share ------------------------------------------------------------------------------------------
 
@@ -129,9 +132,13 @@ class Command:
             raise UserError(f"the folder {folder} cannot be made ({error}); name another {key}=") from error
         self.kept = True
 
-    def launch(self, task: "Task") -> int:
-        """Hand `task` to Hydra; the exit code. Raises what stopped it."""
-        hydra.main(version_base="1.3", config_path="pkg://aavae.conf", config_name=self.primary)(task)()
+    def launch(self, task: "Task", several: bool = False) -> int:
+        """Hand `task` to Hydra, for `several` jobs if so; the exit code.
+
+        Raises what stopped it, which is GaveUp where a launcher or sweeper failed, as sbatch when it refuses.
+        """
+        with _errors_of_helpers() if several else contextlib.nullcontext():
+            hydra.main(version_base="1.3", config_path="pkg://aavae.conf", config_name=self.primary)(task)()
         if task.error:
             raise task.error
         if task.failed:
@@ -192,6 +199,24 @@ class Task:
             _remove_if_nothing_was_begun(folder)
         self.failed += 1
         return None
+
+
+@contextlib.contextmanager
+def _errors_of_helpers():
+    """Raise GaveUp for an exception that Hydra would print with its traceback, and exit."""
+    if FULL_ERROR in os.environ:
+        yield
+        return
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        words = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())[:WORDS]
+        raise GaveUp(f"{type(error).__name__}: {words or 'no reason given'} ({FULL_ERROR}=1 shows where)") from error
+    finally:
+        del os.environ[FULL_ERROR]
 
 
 def _options(group: str) -> str:

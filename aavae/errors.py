@@ -28,6 +28,10 @@ def refuse_below(least: dict[str, tuple]) -> None:
             raise UserError(f"{name} must be {lowest} or more, not {value}")
 
 
+class GaveUp(UserError):
+    """A launcher or sweeper that is not ours has ended with an error of its own."""
+
+
 class WorkerDied(UserError):
     """A process that reads images was killed. Raised between two steps, so that what was learned can be saved."""
 

@@ -78,10 +78,10 @@ class Output:
 def lenient() -> Iterator[Output]:
     """Within, stdout (which is given) and stderr are an `Output`."""
     before = sys.stdout, sys.stderr
-    streams = [open(os.devnull, "w") if stream is None else stream for stream in before]  # noqa: SIM115 (was closed)
-    sys.stdout, sys.stderr = (Output(stream) for stream in streams)
-    try:
-        yield sys.stdout
-    finally:
-        sys.stdout.flush()
-        sys.stdout, sys.stderr = before
+    with open(os.devnull, "w") as nowhere:
+        sys.stdout, sys.stderr = (Output(stream or nowhere) for stream in before)  # None: it was closed
+        try:
+            yield sys.stdout
+        finally:
+            sys.stdout.flush()
+            sys.stdout, sys.stderr = before

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from aavae import build, files, sweeps, threads
 from aavae.entry import Command, Task
-from aavae.errors import UserError
+from aavae.errors import GaveUp, UserError
 from aavae.identity import identity
 from aavae.multirun import Multirun, quoted, swept_by
 
@@ -62,11 +63,19 @@ class Train(Command):
         folder = sweep.check()
         if folder is None:
             return 0
+        new = not folder.exists()
         self.make(folder, "hydra.sweep.dir")
         with files.only_one(folder, "hydra.sweep.dir"):
             sweep.begin()
             try:
-                code = self.launch(Task(self, sweep=sweep))
+                code = self.launch(Task(self, sweep=sweep), several=True)
+            except GaveUp as error:
+                if not any(folder.glob("*/status.json")):  # as when sbatch refuses: no job was begun
+                    if new:
+                        shutil.rmtree(folder)
+                    raise
+                print(f"{self.name}: {error}", file=sys.stderr)
+                code = 1
             except SystemExit as error:  # Hydra's, which has printed why another launcher or sweeper gave up
                 code = error.code
             except KeyboardInterrupt as error:

@@ -122,6 +122,26 @@ def test_slurm_is_asked_for_a_gpu_a_job_and_a_signal_in_time(tmp_path, monkeypat
     assert before > GRACE  # what a stopped job has to save what it has
 
 
+def test_what_sbatch_refuses_is_said_in_its_words_and_leaves_nothing(quick_jobs, train, tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    (tmp_path / "bin").mkdir()
+    for name, does in {"srun": "", "sbatch": "echo sbatch: error: invalid partition >&2; exit 1"}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+    ended = train("-m", *TINY, "hydra/launcher=slurm", "hydra.launcher.partition=nope", "seed=0,1")
+    assert ended.code == 2 and "Traceback" not in ended.err
+    assert ended.err.splitlines()[-1].startswith("aavae-train: FailedJobError: sbatch: error: invalid partition (")
+    assert not (tmp_path / "multirun" / "s").exists() and "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_an_error_of_another_launcher_is_a_sentence(quick_jobs, train, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    ended = train("-m", *TINY, "hydra/launcher=joblib_pool", "hydra.launcher.pre_dispatch=zero", "seed=0,1")
+    assert ended.code == 2 and "Traceback" not in ended.err and "zero" in ended.err
+    assert not (tmp_path / "multirun" / "s").exists()
+
+
 def test_a_score_is_not_minimised_and_slurm_wants_slurm(train, tmp_path, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")

@@ -11,7 +11,6 @@ from torch import nn
 
 from aavae import runtime
 from aavae.errors import UserError
-from aavae.files import only_one
 from aavae.runtime import Processes, generator_for, pick_device, pick_precision, seed_for
 
 CPU = torch.device("cpu")
@@ -190,20 +189,3 @@ def test_two_processes_average_their_gradients():
         process.join()
     mean = [1.5 * i for i in range(16)]
     assert found == [([0.5, 1.5, 2.5], mean, None, True, True)] * 2 and not any(p.exitcode for p in pair)
-
-
-# ---- One run a folder ---------------------------------------------------------------------------------------------
-
-
-def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):
-    with only_one(tmp_path), pytest.raises(UserError, match=r"another process .*hydra\.run\.dir="), only_one(tmp_path):
-        pass
-    with only_one(tmp_path):  # free again
-        pass
-
-
-def test_a_failed_run_frees_its_folder(tmp_path):
-    with pytest.raises(ZeroDivisionError), only_one(tmp_path):
-        1 / 0  # noqa: B018
-    with only_one(tmp_path):
-        pass

@@ -1,0 +1,89 @@
+"""Which jobs Slurm is asked to queue again, by what `scontrol show job` of Slurm 22.05 says of them."""
+
+import os
+import signal
+
+import pytest
+
+from aavae import slurm
+from aavae.trainer import Trainer
+
+# Of a job that is preempted and has its grace time; what `scancel` changes in it is its state.
+PREEMPTED = """JobId=7 JobName=probe.sh
+   JobState=RUNNING Reason=None Dependency=(null)
+   Requeue=1 Restarts=0 BatchFlag=1 Reboot=0 ExitCode=0:0
+   PreemptEligibleTime=2026-11-25T20:34:03 PreemptTime=2026-11-25T20:34:07
+   Partition=low AllocNode:Sid=localhost:3021
+"""
+RUNNING = PREEMPTED.replace(" PreemptTime=2026-11-25T20:34:07", " PreemptTime=None")
+CANCELLED = RUNNING.replace("RUNNING", "COMPLETING")
+INTERACTIVE = PREEMPTED.replace("BatchFlag=1", "BatchFlag=0")
+NEVER_AGAIN = PREEMPTED.replace("Requeue=1", "Requeue=0")
+
+
+@pytest.fixture
+def shows(tmp_path, monkeypatch):
+    """What `scontrol show job` answers; `asked` has what it was asked."""
+    (tmp_path / "bin").mkdir()
+    script = f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ncat {tmp_path}/shown\n'
+    (tmp_path / "bin" / "scontrol").write_text(script)
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+    for name in ("SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "RANK", "AAVAE_JOB"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    return (tmp_path / "shown").write_text
+
+
+@pytest.mark.parametrize(
+    "shown, signum, again",
+    [
+        (PREEMPTED, signal.SIGTERM, True),
+        (RUNNING, signal.SIGUSR1, True),  # --signal=USR1@180
+        (RUNNING, signal.SIGUSR2, True),
+        (RUNNING, signal.SIGTERM, False),  # kill, timeout: whoever it was, not Slurm
+        (CANCELLED, signal.SIGTERM, False),
+        (CANCELLED, signal.SIGUSR2, False),
+        (INTERACTIVE, signal.SIGTERM, False),
+        (NEVER_AGAIN, signal.SIGTERM, False),
+        (PREEMPTED, signal.SIGINT, False),
+        (PREEMPTED, signal.SIGHUP, False),
+        ("", signal.SIGTERM, False),
+    ],
+)
+def test_a_job_that_runs_returns_if_it_was_preempted_or_warned(shows, shown, signum, again):
+    shows(shown)
+    assert slurm.returns(signum) is again
+
+
+def test_an_element_of_an_array_is_asked_for_by_its_own_name_and_only_by_its_first_process(shows, monkeypatch):
+    assert slurm.job() == "7"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert slurm.job() == "5_2"
+    monkeypatch.setenv("RANK", "1")
+    assert slurm.job() is None and not slurm.returns(signal.SIGUSR2)
+
+
+@pytest.mark.parametrize("part_of_a_sweep", [False, True])
+def test_a_preempted_run_saves_and_is_queued_again_but_a_job_of_a_sweep_leaves_that_to_the_sweep(
+    shows, train, monkeypatch, tmp_path, part_of_a_sweep
+):
+    shows(PREEMPTED)
+    step = Trainer.train_step
+
+    def preempted(self, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train_step", preempted)
+    if part_of_a_sweep:
+        from aavae import entry
+
+        monkeypatch.setattr(entry, "_end_with_parent", lambda: None)
+        monkeypatch.setenv("AAVAE_JOB", "1")
+    ended = train("trainer=debug", "probe=[]", "hydra.run.dir=run")
+    assert ended.code == 128 + signal.SIGTERM and (tmp_path / "run" / "last.pt").exists()
+    asked = (tmp_path / "asked").read_text().splitlines() if (tmp_path / "asked").exists() else []
+    assert ("requeue 7" in asked) is not part_of_a_sweep
+    assert ("queues job 7 again" in ended.err) is not part_of_a_sweep
