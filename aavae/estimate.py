@@ -7,8 +7,11 @@ import time
 import torch
 
 from aavae.console import Reporter, duration
+from aavae.datasets.rehearsal import bytes_not_made
 from aavae.loader import Batch
 from aavae.trainer import Trainer
+
+STAND_IN = "{} is not here, and a dry run downloads nothing: random images of its size and number stand in"
 
 
 def estimate(trainer: Trainer, repeats: int = 2, most: int = 64) -> dict[str, float]:
@@ -36,6 +39,7 @@ def estimate(trainer: Trainer, repeats: int = 2, most: int = 64) -> dict[str, fl
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if trainer.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated()
+    memory += bytes_not_made(trainer.dataset)
     per_step = min(seconds[1:]) * whole / rows
     steps = trainer.total_steps
     return {"steps": steps, "seconds": per_step * steps, "memory": memory, "rows": rows, "of": whole}
@@ -48,6 +52,10 @@ def print_estimate(trainer: Trainer) -> float:
     where += f", measured with {found['rows']} of {found['of']} images" if found["rows"] < found["of"] else ""
     say = Reporter(quiet=not trainer.processes.leads).say
     parameters = sum(p.numel() for p in trainer.model.parameters())
+    data = trainer.dataset
+    say(f"dataset     {data.name}: {len(trainer.loader.split):,} images for pretraining, {data.image_size}²")
+    if data.rehearsed:
+        say(f"images      {STAND_IN.format(data.name)}{'' if data.in_memory else '; without the time to decode files'}")
     say(f"model       {parameters:,} parameters")
     say(f"steps       {found['steps']:,} ({trainer.epochs} epochs of {trainer.loader.steps_per_epoch})")
     say(f"time        about {duration(found['seconds'])} of training on {trainer.device}, {trainer.precision.name}")

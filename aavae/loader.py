@@ -56,7 +56,7 @@ class Loader:
             return
         mine = send(whole[first:, self.share].contiguous(), self.device)
         for indices in mine:
-            source = to_float(self.split.images[indices])
+            source = to_float(self.split[indices])
             yield Batch(self.dataset.target(source), source, cropped=False)
 
     def _streamed(self, whole: Tensor, epoch: int, first: int) -> Iterator[Batch]:

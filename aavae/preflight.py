@@ -87,7 +87,12 @@ def _once(make: Callable) -> Callable:
 
 
 def _dataset(node: dict, cfg) -> object:
-    return build.dataset(cfg).load("cpu")
+    from aavae.estimate import STAND_IN
+
+    data = build.dataset(cfg).load("cpu", rehearse=cfg.dry_run)
+    if data.rehearsed:
+        print(f"images      {STAND_IN.format(data.name)}", flush=True)
+    return data
 
 
 def _plan(job: list[str], config_dir: str | None, primary: str, data: Callable, counted: Callable) -> Plan:

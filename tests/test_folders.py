@@ -385,3 +385,39 @@ def test_layout_of_many_names_is_pure():
     prefix = layout.common_folder(names)
     found = layout.layout([n.removeprefix(prefix) for n in names])
     assert prefix == "x/y/" and found.classes == ["cat", "dog"] and {*found.parts} == {"train", "val"}
+
+
+# ---- A run on images that are not all whole -----------------------------------------------------------------------
+
+RUN = (
+    "dataset=image_folder", "dataset.path=photos", "dataset.image_size=16", "dataset.workers=0", "batch_size=4",
+    "encoder=resnet_tiny", "decoder=resnet_tiny", "latent_dim=4", "epochs=1", "trainer.validate_every=0", "probe=[]",
+    "hydra.run.dir=run",
+)  # fmt: skip
+
+
+@FORKS
+@pytest.mark.parametrize("in_memory", ["true", "false"])
+def test_a_damaged_image_has_ways_out_that_lead_somewhere(tmp_path, train, in_memory):
+    command = [*RUN, f"dataset.in_memory={in_memory}"]
+    spoil(save(tmp_path / "photos", classes("")), "dog/05.png")
+    ended = train(*command)
+    assert ended.code == 2 and "dog/05.png" in ended.err and not Path("run").exists()
+    stopped = train(*command, "dataset.on_error=skip", "trainer.max_steps=2")
+    assert stopped.code == 0 and "left out    1 images that cannot be used: dog/05.png" in stopped.out
+    went_on = train(*command, "dataset.on_error=skip")
+    assert went_on.code == 0 and "from step 2" in went_on.out
+    (tmp_path / "photos" / "dog" / "05.png").unlink()  # what was left out is gone: the same images
+    assert "from step 8" in train(*command).out
+    (tmp_path / "photos" / "dog" / "06.png").unlink()
+    ended = train(*command)
+    assert ended.code == 2 and "resume=never" in ended.err and "put back what was removed" in ended.err
+    assert train(*command, "resume=never").code == 0
+
+
+def test_a_run_that_has_taken_no_step_may_be_given_other_images(tmp_path, train):
+    save(tmp_path / "photos", classes(""))
+    assert train(*RUN, "trainer.max_steps=0").code == 0
+    (tmp_path / "photos" / "dog" / "06.png").unlink()
+    ended = train(*RUN, "trainer.max_steps=1")
+    assert ended.code == 0, ended.err

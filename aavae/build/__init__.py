@@ -174,7 +174,7 @@ def trainer(cfg: DictConfig, processes=None, *, data=None, meta: bool = False, a
         augment,
         data,
         inspector,
-        probes(cfg, data.load(device), asked),
+        probes(cfg, data.load(device, rehearse=cfg.dry_run), asked),
         lambda m: optim.optimizer(m, **settings),
         lambda steps: schedules.schedule(cfg.schedule.shape, cfg.schedule.warmup_epochs * factor, steps, cfg.epochs),
         epochs=cfg.epochs,

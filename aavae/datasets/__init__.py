@@ -7,6 +7,7 @@ A dataset is cheap to construct and reads its images when `load` is called. Its 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class Split:
             yield from self.images.split(batch_size)
             return
         for indices in send(order, self.images.device).split(batch_size):
-            yield self.images[indices]
+            yield self[indices]
 
     def fingerprint(self) -> str:
         """A short hash of shape, labels and every byte of every image."""
@@ -78,6 +79,9 @@ class Dataset(ABC):
     strength = 0.5
     blur_p = 0.0
     reference_batch = 256  # of the recommended learning rate
+    in_memory = True
+    sizes: ClassVar[dict[str, int]] = {}  # images of each split, where that is known before any is read
+    rehearsed = False  # whether random images stand in for them
 
     def __init__(self):
         self.splits: dict[str, Split] = {}
@@ -87,8 +91,19 @@ class Dataset(ABC):
     def read(self, device: torch.device) -> dict[str, Split]:
         """Read the images; called once, by `load`."""
 
-    def load(self, device: torch.device | str = "cpu") -> "Dataset":
-        """Read the images to `device`, once. Raises UserError where they are missing or damaged."""
+    def present(self) -> bool:
+        """Whether the images are here; asked of a dataset with `sizes`."""
+        return True
+
+    def load(self, device: torch.device | str = "cpu", rehearse: bool = False) -> "Dataset":
+        """Read the images to `device`, once. Raises UserError where they are missing or damaged.
+
+        To `rehearse`, nothing is downloaded: where images are not here, random ones of their size and number stand in.
+        """
+        if not self.splits and rehearse and self.sizes and not self.present():
+            from aavae.datasets.rehearsal import rehearsal
+
+            self.splits, self.rehearsed = rehearsal(self, torch.device(device)), True
         if not self.splits:
             self.splits = self.read(torch.device(device))
         return self

@@ -5,6 +5,7 @@ import http.client
 import math
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -92,6 +93,13 @@ class CIFAR10(Dataset):
     """
 
     name, num_classes, image_size = "cifar10", 10, 32
+    sizes: ClassVar[dict[str, int]] = {
+        "pretrain": 45_000,
+        "pretrain_val": 5_000,
+        "train": 45_000,
+        "val": 5_000,
+        "test": 10_000,
+    }
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     mean = (125.3 / 255, 123.0 / 255, 113.9 / 255)
     std = (63.0 / 255, 62.1 / 255, 66.7 / 255)
@@ -99,6 +107,10 @@ class CIFAR10(Dataset):
     def __init__(self, data_dir: str = "data", path: str | None = None, in_memory: bool = True):
         super().__init__()
         self.data_dir, self.path = Path(data_dir).expanduser(), _given(path, in_memory)
+
+    def present(self) -> bool:
+        """Whether there is nothing to download."""
+        return self.path is not None or (self.data_dir / "cifar-10-batches-py").is_dir()
 
     def _torchvision(self, root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         import torchvision  # takes seconds, which a run on a folder or zip need not wait
@@ -160,6 +172,13 @@ class STL10(Dataset):
     """
 
     name, num_classes, image_size, stem = "stl10", 10, 96, "stl"
+    sizes: ClassVar[dict[str, int]] = {
+        "pretrain": 95_000,
+        "pretrain_val": 5_000,
+        "train": 4_500,
+        "val": 500,
+        "test": 8_000,
+    }
     classes = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
     mean, std = (0.43, 0.42, 0.39), (0.27, 0.26, 0.27)
     strength, blur_p, reference_batch = 1.0, 0.5, 512
@@ -178,6 +197,10 @@ class STL10(Dataset):
         if path and not (self.root / "stl10_binary").is_dir():
             raise UserError(f"dataset.path={path} should be the folder that holds stl10_binary, and does not")
         self.target_transform = target_transform
+
+    def present(self) -> bool:
+        """Whether there is nothing to download."""
+        return (self.root / "stl10_binary").is_dir()
 
     def read(self, device: torch.device) -> dict[str, Split]:
         """The five splits; a twentieth of the unlabelled and a tenth of the labelled images is held out."""

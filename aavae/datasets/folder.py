@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,10 @@ def read_labelled(path: Path, image_size: int, num_classes: int) -> tuple[Tensor
 def _labels(found: Layout, part: str) -> Tensor:
     index = {c: i for i, c in enumerate(found.classes)}
     return torch.tensor([index[found.class_of(part, name)] for name in found.parts[part]])
+
+
+def _flat(names: dict[str, list[str]]) -> list[str]:
+    return [name for some in names.values() for name in some]
 
 
 def _say(notes: list[str]) -> None:
@@ -106,23 +111,6 @@ class ImageFolder(Dataset):
         self.parts, self.classes = self.layout.parts, [readable(name) for name in self.layout.classes]
         self.num_classes = len(self.classes)
 
-    def _streamed(self, names: dict[str, list[str]], labels: dict[str, Tensor]) -> dict[str, StreamedSplit]:
-        how = self.image_size, self.resize, self.workers
-        return {part: StreamedSplit(self.store, some, labels.get(part), *how) for part, some in names.items()}
-
-    def _in_memory(
-        self, names: dict[str, list[str]], labels: dict[str, Tensor], device: torch.device
-    ) -> dict[str, Split]:
-        # All at once, so that what cannot be used is named at once.
-        images, kept = self.store.read([name for some in names.values() for name in some], self.image_size, self.resize)
-        splits, first, kept = {}, 0, torch.tensor(kept)
-        for part, some in names.items():
-            here = kept[(kept >= first) & (kept < first + len(some))] - first
-            mine, images = images.split([len(here), len(images) - len(here)])
-            splits[part] = Split(mine, labels[part][here] if part in labels else None).to(device)
-            first += len(some)
-        return splits
-
     def crops(self) -> Pipeline:
         """Random resized crops and flips."""
         return ResizedCrops()
@@ -130,27 +118,47 @@ class ImageFolder(Dataset):
     def read(self, device: torch.device) -> dict[str, Split]:
         """`pretrain` and `pretrain_val`, and with labels `train`, `val` and `test`."""
         _say([*self.store.notes, *self.layout.notes])
-        names = dict(self.parts)
-        if self.check and not self.in_memory:
-            whole = set(self.store.check([name for members in names.values() for name in members]))
-            names = {part: [name for name in members if name in whole] for part, members in names.items()}
+        splits = self._in_memory(device) if self.in_memory else self._streamed()
+        if self.classes:
+            self._say_rare({part: split.labels for part, split in splits.items()})
+        if self.mean is None:
+            self.mean, self.std = _mean_and_std(splits["train"])
+        pretraining = {"pretrain": splits["train"], "pretrain_val": splits["val"]}
+        return pretraining | (splits if self.classes else {})
+
+    def _streamed(self) -> dict[str, StreamedSplit]:
+        names = _flat(self.parts)
+        found, labels = self._divided(self.store.check(names) if self.check else names)
+        how = self.image_size, self.resize, self.workers
+        return {part: StreamedSplit(self.store, some, labels.get(part), *how) for part, some in found.items()}
+
+    def _in_memory(self, device: torch.device) -> dict[str, Split]:
+        found, labels = self._divided(_flat(self.parts))
+        images, usable = self.store.read(_flat(found), self.image_size, self.resize)
+        if len(usable) < len(_flat(found)):
+            # Divided anew, as if the others were not there: once they are removed, it is the same dataset.
+            found, labels = self._divided(usable)
+            row = {name: i for i, name in enumerate(usable)}
+            images = images[[row[name] for name in _flat(found)]]
+        rows = images.split([len(some) for some in found.values()])
+        return {part: Split(mine, labels.get(part)).to(device) for part, mine in zip(found, rows, strict=True)}
+
+    def _divided(self, usable: list[str]) -> tuple[dict[str, list[str]], dict[str, Tensor]]:
+        """Names and labels of the parts, of which those that are not there are held out. Raises UserError for a part
+        without images."""
+        usable = set(usable)
+        names = {part: [name for name in some if name in usable] for part, some in self.parts.items()}
         labels = {}
         if self.classes:
             labels = {part: _labels(self.layout._replace(parts=names), part) for part in names}
         for part in ("test", "val") if self.classes else ("val",):
             if part not in names:
                 self._hold_out(part, names, labels)
+        if empty := [part for part, some in names.items() if not some and part in self.parts]:
+            raise UserError(f"no image of the {empty[0]} part of {self.path} can be used")
         if not all(names.values()):
             raise UserError(f"{self.path} holds too few images to hold out a tenth of them for validation")
-        splits = self._in_memory(names, labels, device) if self.in_memory else self._streamed(names, labels)
-        if empty := [part for part, split in splits.items() if not len(split)]:
-            raise UserError(f"no image of {self.path} for {empty[0]} can be used")
-        if self.classes:
-            self._say_rare(labels)
-        if self.mean is None:
-            self.mean, self.std = _mean_and_std(splits["train"])
-        pretraining = {"pretrain": splits["train"], "pretrain_val": splits["val"]}
-        return pretraining | (splits if self.classes else {})
+        return names, labels
 
     def _hold_out(self, part: str, names: dict[str, list[str]], labels: dict[str, Tensor]) -> None:
         n, pool = len(names["train"]), names["train"]
@@ -199,6 +207,13 @@ class ImageNet(ImageFolder):
     """
 
     name, image_size, stem = "imagenet", 224, "imagenet"
+    sizes: ClassVar[dict[str, int]] = {
+        "pretrain": 1_271_167,
+        "pretrain_val": 10_000,
+        "train": 1_271_167,
+        "val": 10_000,
+        "test": 50_000,
+    }
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
     def __init__(
@@ -211,12 +226,28 @@ class ImageNet(ImageFolder):
         check: bool = True,
         on_error: str = "fail",
     ):
+        self.named = path is not None
         super().__init__(
             path or f"{data_dir}/imagenet", image_size, in_memory, workers, mean=self.mean, std=self.std,
             stem=self.stem, resize=round(image_size * 256 / 224), check=check, on_error=on_error,
         )  # fmt: skip
 
+    def present(self) -> bool:
+        """Whether there is a folder or zip to read."""
+        return self.named or self.path.exists()
+
+    def read(self, device: torch.device) -> dict[str, Split]:
+        """As of every folder. Raises UserError where there is none."""
+        if not self.present():
+            raise UserError(
+                f"there is no ImageNet in {self.path}; name the folder that holds train/ and val/ with dataset.path="
+            )
+        return super().read(device)
+
     def _find(self) -> None:
+        if not self.present():  # its facts are known all the same
+            self.num_classes = 1000
+            return
         super()._find()
         if "val" in self.parts and "test" not in self.parts:
             for by_part in (self.parts, self.layout.depths):

@@ -112,9 +112,9 @@ class Store:
         except decode.Unreadable as error:
             raise BadImage(self.prefix + name, str(self.path), str(error)) from error
 
-    def read(self, names: list[str], image_size: int, resize: int | None = None) -> tuple[Tensor, list[int]]:
-        """The images as squares (see `decode.square`), uint8 `(N, 3, H, W)`, and the positions in `names` that they
-        have: all, or with `skip` those that can be used. Raises UserError for the others."""
+    def read(self, names: list[str], image_size: int, resize: int | None = None) -> tuple[Tensor, list[str]]:
+        """The images as squares (see `decode.square`), uint8 `(N, 3, H, W)`, and their names: all, or with
+        `skip` those that can be used. Raises UserError for the others."""
         out = torch.empty(len(names), 3, image_size, image_size, dtype=torch.uint8)
         filled = out.numpy()  # numpy's small copies cost a tenth of torch's
 
@@ -123,8 +123,10 @@ class Store:
 
         bad = self._each(names, fill, min(THREADS, len(cores())), "reading images")
         self._refuse_or_say(list(bad.values()))
+        if not bad:
+            return out, names
         kept = [i for i in range(len(names)) if i not in bad]
-        return (out[kept] if bad else out), kept
+        return out[kept], [names[i] for i in kept]
 
     def check(self, names: list[str]) -> list[str]:
         """Open all of `names` once, and return those that can be used. Raises UserError for the others, unless `skip`.

@@ -35,7 +35,9 @@ class Online:
 
     def begin(self, output_dim: int, dataset: Dataset, device: torch.device, precision: Precision) -> None:
         """A fresh classifier on features `(B, output_dim)`. Raises UserError for streamed images."""
-        if not isinstance(dataset["train"], Split):  # a batch of them would need new worker processes each time
+        if not (
+            isinstance(dataset["train"], Split) and dataset.in_memory
+        ):  # a batch of them would need new worker processes each time
             raise UserError(
                 "probe.online learns from images in memory; set dataset.in_memory=true, or leave online out of probe="
             )
