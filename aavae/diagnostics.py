@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from aavae.losses import NegativeELBO, bits_per_dim, kl_between, log_importance_weight
 from aavae.model import AutoEncoder, Output, full
-from aavae.runtime import send
+from aavae.runtime import send, uniform
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def log_weights(objective: NegativeELBO, output: Output, x: Tensor) -> Tensor:
 
 def dequantisation(x: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
     """What the 8-bit images behind `x` `(B, 3, H, W)` may have lost to rounding: uniform in [0, 1/255) / std."""
-    return send(torch.rand(x.shape, generator=generator) / 255, x.device) / std.view(1, 3, 1, 1)
+    return uniform(x.shape, generator, x.device) / 255 / std.view(1, 3, 1, 1)
 
 
 def shifted(output: Output, x: Tensor, offset: Tensor) -> tuple[Output, Tensor]:

@@ -15,6 +15,7 @@ from aavae.loggers import Loggers
 from aavae.probes import Guest, Picture, name_of
 from aavae.representations import Representation, Representations
 from aavae.results import RESULTS, read_results
+from aavae.runtime import full_float32
 
 
 def checksum(module: nn.Module) -> str:
@@ -49,8 +50,10 @@ class Evaluation:
         self.score: float | None = None
         self._said: set[str] = set()
 
+    @full_float32()
     def run(self, done: Callable[[list[dict], list[Picture]], None]) -> None:
-        """Ask all guests; `done` is told at once what one has found of a representation, and its pictures.
+        """Ask all guests, in full float32; `done` is told at once what one has found of a representation, and its
+        pictures.
 
         Raises RuntimeError if the trained model is not what it was before.
         """

@@ -14,7 +14,7 @@ from aavae.pipelines import Pipeline
 from aavae.probes import Guest
 from aavae.probes.knn import KNN
 from aavae.representations import Representations, Track, untracked
-from aavae.runtime import Precision, generator_for
+from aavae.runtime import Precision, full_float32, generator_for
 from aavae.validation import Validator
 
 
@@ -63,9 +63,10 @@ class Inspector:
             metrics |= {f"{name}/{key}": value for key, value in values.items()}
         if not self.dataset.labelled:
             return metrics, -metrics["val/loss"]
-        features = self.representations()["h"].limit("train", self.knn_images)
-        metrics["val/knn"] = self.knn.run(features, self.dataset)[0]["value"]
-        metrics |= {f"val/{guest.name}": guest.probe.accuracy(features, "val") for guest in learners}
+        with full_float32():
+            features = self.representations()["h"].limit("train", self.knn_images)
+            metrics["val/knn"] = self.knn.run(features, self.dataset)[0]["value"]
+            metrics |= {f"val/{guest.name}": guest.probe.accuracy(features, "val") for guest in learners}
         return metrics, metrics["val/knn"]
 
     def validation_loss(self) -> float:

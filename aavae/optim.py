@@ -21,19 +21,26 @@ OPTIMIZERS = (*TORCHS, *TIMMS)
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, exclude_bias_and_norm: bool) -> list[dict]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, exclude_bias_and_norm: bool, adapts: bool = False
+) -> list[dict]:
     """Trainable parameters in one group, or in two: decayed, and (biases, normalisation layers, scalars) not decayed.
 
     The split goes by module type: names such as `downsample.1` hide a BatchNorm from a filter on names (spec §2.3).
+    With `adapts`, timm's LARS scales the steps of what is not excluded by its trust ratio, without weight decay too.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
-    if not (exclude_bias_and_norm and weight_decay):
-        return [{"params": trainable, "weight_decay": weight_decay}]
+    adapted, fixed = ({"always_adapt": True}, {"always_adapt": False}) if adapts else ({}, {})
+    if not (exclude_bias_and_norm and (weight_decay or adapts)):
+        return [{"params": trainable, "weight_decay": weight_decay} | adapted]
     in_norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     plain = [p for p in trainable if p.ndim <= 1 or id(p) in in_norms]
     plain_ids = {id(p) for p in plain}
     decayed = [p for p in trainable if id(p) not in plain_ids]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [
+        {"params": decayed, "weight_decay": weight_decay} | adapted,
+        {"params": plain, "weight_decay": 0.0} | fixed,
+    ]
 
 
 def batch_size_scale(batch_size: int, reference_batch: int) -> float:
@@ -76,8 +83,10 @@ def optimizer(
         raise UserError(f"optimizer {name} takes no {', '.join(sorted(unknown))}; it takes {', '.join(accepted)}")
     if "fused" in accepted and "fused" not in kwargs and next(model.parameters()).device.type in ("cuda", "cpu"):
         kwargs["fused"] = True
+    # Else timm's would be plain SGD where there is no weight decay (You et al. 2017 adapt all the same).
+    adapts = name == "lars" and "always_adapt" not in kwargs
     try:
-        return build(parameter_groups(model, weight_decay, exclude_bias_and_norm), lr=lr, **kwargs)
+        return build(parameter_groups(model, weight_decay, exclude_bias_and_norm, adapts), lr=lr, **kwargs)
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer {name}: {error}") from error
 

@@ -11,7 +11,7 @@ from aavae.datasets import Dataset, Split, sample, to_float
 from aavae.errors import UserError
 from aavae.model import AutoEncoder
 from aavae.pipelines import Pipeline
-from aavae.runtime import Precision, generator_for
+from aavae.runtime import Precision, full_float32, generator_for, without_search
 
 TRAINED = ("h", "mu", "z")  # the encoder's features, the latent mean, a drawn latent
 NAMES = (*TRAINED, "pixels", "h_untrained")  # and the baselines: the raw image, the encoder before training
@@ -31,9 +31,10 @@ def untracked(items: Iterable, total: int, what: str) -> Iterator:
 class Representation:
     """A frozen map from normalised images `(B, 3, H, W)` to features `(B, F)`, under a `name`.
 
-    It remembers the features of each split, so that several probes share one pass over the images. A probe that needs
-    more finds the `encoder` (a module to copy, or None), the whole `model` (or None), an augmentation that makes
-    `views`, and `track(items, total, what)`, which shows how far a long loop is.
+    It computes in float32, and remembers the features of each split, so that several probes share one pass over the
+    images. A probe that needs more finds the `encoder` (a module to copy, or None), the whole `model` (or None), an
+    augmentation that makes `views`, the `precision` to train a copy in, and `track(items, total, what)`, which shows
+    how far a long loop is.
     """
 
     def __init__(
@@ -72,11 +73,12 @@ class Representation:
         return features, None if split.labels is None else split.labels.to(features.device)
 
     @torch.no_grad()
+    @full_float32()
+    @without_search()
     def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Features `(B, F)` float32 of normalised images; `generator` is for a representation that draws."""
-        with self.precision.autocast():
-            features = self._compute(x, generator or generator_for("features", self.name))
-        return features.flatten(1).float()
+        """Features `(B, F)` of normalised images, computed in float32; `generator` is for a representation that
+        draws."""
+        return self._compute(x, generator or generator_for("features", self.name)).flatten(1).float()
 
     def clean(self, images: Tensor) -> Tensor:
         """uint8 images as the float images in [0, 1] that are shown to the encoder, on the device."""
@@ -98,7 +100,7 @@ class Representations:
 
     `trained` is the autoencoder, or an encoder alone; probes see a frozen copy, which `recalibrates` its BatchNorm
     statistics on clean training images or keeps those of training. `untrained` makes the encoder before training, and
-    is None where nobody knows it.
+    is None where nobody knows it. All are computed in float32; `precision` is for probes that train a copy.
     """
 
     def __init__(
@@ -125,6 +127,8 @@ class Representations:
         self.views = augmentation if augmentation.augments else dataset.views()
         self._made: dict[str, Representation] = {}
 
+    @full_float32()
+    @without_search()
     def _recalibrated(self, module: nn.Module, forward: Callable = nn.Module.__call__) -> nn.Module:
         some = sample(self.dataset["pretrain"], self._recalibration_images)
         # In as few batches as memory allows, and equal ones: each normalises by its own statistics.
@@ -135,8 +139,7 @@ class Representations:
                 for images in some.batches(-(-len(some) // parts)):
                     yield self.dataset.normalize(self.dataset.target(to_float(images.to(self.device))))
 
-        with self.precision.autocast():
-            return recalibrated(module, batches(), forward)
+        return recalibrated(module, batches(), forward)
 
     def missing(self, name: str) -> str | None:
         """Why there is no representation `name`; None if there is one."""

@@ -30,7 +30,8 @@ from aavae.signals import Signals
 
 
 class Trainer:
-    """Trains an autoencoder; every draw is a function of (seed, step, position in the batch of all processes).
+    """Trains an autoencoder; every draw is a function of (seed, step, position in the batch of all processes), but for
+    dropout, which torch draws: it is a function of (seed, step, process).
 
     `inspector` looks at the model; `optimizer` and `schedule` are functions of the model and of the steps per epoch.
     `clean_pass=every_step` runs the clean images through encoder and projection before each step, which moves
@@ -101,7 +102,8 @@ class Trainer:
         self.clean_pass, self.channels_last, self.log_every = clean_pass, channels_last, log_every
         self.validate_every, self.max_steps = validate_every, max_steps
         self.checkpoint_epochs, self.save_minutes = tuple(checkpoint_epochs), save_minutes
-        self.inspector, self.meter = inspector, Meter(self.processes)
+        self.inspector = inspector
+        self.meter = Meter(self.processes, overflows=("grad_norm",) if self.scaler.is_enabled() else ())
         self.guests, self.probe_every = guests, probe_every
         self.learners = [guest for guest in guests if guest.learns and dataset.labelled]
         for guest in self.learners:
@@ -155,7 +157,8 @@ class Trainer:
         # For the batch of all processes, of which each takes its rows: the numbers do not depend on how many there are.
         total, mine = self.loader.batch_size, self.loader.share
         draws = self.augmentation.draw(total, size, generator_for(self.seed, "augmentation", self.step))
-        seed_default(self.device, seed_for(self.seed, "dropout", self.step))
+        rank = self.processes.rank  # torch draws dropout itself, on each process; the first one's draws are those of one
+        seed_default(self.device, seed_for(self.seed, "dropout", self.step, *([rank] if rank else [])))
         noise = None
         if self.model.variational:
             noise = torch.randn(total, self.model.latent_dim, generator=generator_for(self.seed, "noise", self.step))

@@ -7,13 +7,13 @@ from aavae.datasets import Dataset, Split, to_float
 from aavae.diagnostics import active_units, agreement, density, dequantisation, latent_statistics, log_weights, shifted
 from aavae.model import AutoEncoder
 from aavae.pipelines import Pipeline
-from aavae.runtime import Precision, generator_for, send
+from aavae.runtime import Precision, generator_for, send, without_search
 
 BATCH = 128  # not that of training, on which the draws would depend then
 
 
 class Validator:
-    """Measures a model on a split in eval mode, with `samples` latent samples per image.
+    """Measures a model on a split in eval mode, with `samples` latent samples per image where the latent is drawn.
 
     Views and noise are functions of (seed, position) alone, so that every epoch, and every batch size of a sweep, is
     judged by the same draws.
@@ -24,6 +24,7 @@ class Validator:
         self.samples, self.seed, self.device = samples, seed, device
 
     @torch.no_grad()
+    @without_search()
     def run(self, model: AutoEncoder, objective, split: Split, precision: Precision) -> dict[str, float]:
         """Metrics by name, each the mean over the images of `split` (active_units: over the split)."""
         was_training = model.training
@@ -57,7 +58,7 @@ class Validator:
         with precision.autocast():
             clean_code, code = model.encode(x), model.encode(view)
             # One sample at a time: K·B reconstructions at once would need K times the memory.
-            for sample_noise in noise[: self.samples if model.variational else 1]:
+            for sample_noise in noise[: self.samples if model.stochastic else 1]:
                 output = model.decode(code, sample_noise)
                 terms.append(objective(output, x))
                 if model.stochastic:

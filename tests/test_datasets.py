@@ -351,11 +351,19 @@ def test_damaged_stl_says_so(stl_folder):
 
 
 def test_stl_target_is_torchvisions_resize_105_and_center_crop_96():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((96, 96), 3)
-    expected = transforms.Compose([transforms.Resize(105), transforms.CenterCrop(96), transforms.ToTensor()])(image)
-    target = STL10().target(transforms.ToTensor()(image)[None])
-    assert target.shape == (1, 3, 96, 96)
-    assert (target[0] - expected).abs().max() <= 2 / 255
+    """Of 8-bit images, as the released code transformed them, to the last level: `bpd_8bit` counts levels."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(4, 3, 12, 12, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(96, 96), mode="bicubic").clamp(0, 1)
+    rough = torch.rand(4, 3, 96, 96, generator=generator)
+    images = (torch.cat([smooth, rough]) * 255).round().to(torch.uint8)
+    released = transforms.Compose([transforms.Resize(105), transforms.CenterCrop(96), transforms.PILToTensor()])
+    expected = torch.stack([released(transforms.ToPILImage()(image)) for image in images])
+    target = STL10().target(to_float(images))
+    levels = (target * 255).round()
+    torch.testing.assert_close(target * 255, levels, rtol=0, atol=1e-4)
+    torch.testing.assert_close(levels, expected.float(), rtol=0, atol=1)
+    assert (levels == expected).float().mean() > 0.999
 
 
 def test_stl_raw_target_is_the_image():

@@ -36,6 +36,21 @@ def macs(module: nn.Module) -> float:
     return counter.get_total_flops() / 2
 
 
+@pytest.mark.parametrize("scale", [1, 100, 1000])
+def test_latent_noise_survives_half_precision_however_large_the_means_are(scale):
+    net = decoder("resnet18", 512, stem="cifar", image_size=32)
+    generator, kept = torch.Generator().manual_seed(0), []
+    mu, noise = (torch.randn(16, 128, generator=generator) for _ in range(2))
+    net.linear_projection1.register_forward_hook(lambda module, z, hidden: kept.append(hidden))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        image = net(scale * mu + noise)
+    weight, bias = net.linear_projection1.weight.double(), net.linear_projection1.bias.double()
+    z = torch.linalg.lstsq(weight, (kept[0].double() - bias).T).solution.T
+    survived = torch.stack([(z - scale * mu).flatten(), noise.double().flatten()])
+    assert torch.corrcoef(survived)[0, 1] > 0.99
+    assert image.dtype == torch.bfloat16  # what follows is as fast as before
+
+
 @pytest.mark.parametrize("stem", IMAGE_SIZE)
 @pytest.mark.parametrize(
     ("name", "hidden_dim", "parameters"),

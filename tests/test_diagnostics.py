@@ -228,6 +228,19 @@ def test_the_bound_over_a_split_is_scipy_s():
     assert len(weights) == 4 and numbers["log_px_iw"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(("method", "decoded"), [("aavae", 3), ("aavae_mean", 1), ("ae", 1)])
+def test_only_a_latent_that_is_drawn_is_decoded_more_than_once(method, decoded):
+    model, calls = build.model(config(f"method={method}")), []
+    model.decoder.register_forward_hook(lambda *_: calls.append(torch.backends.cudnn.benchmark))
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        validate(f"method={method}", model=model, samples=3)
+        assert torch.backends.cudnn.benchmark
+    finally:
+        torch.backends.cudnn.benchmark = before
+    assert calls == [False] * decoded  # and cuDNN searches for no kernels of a last batch's shape
+
+
 def test_a_split_of_one_image_is_measured_without_complaint():
     data = build.dataset(config()).load()
     one = Split(data["pretrain_val"].images[:1])

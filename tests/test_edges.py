@@ -97,6 +97,37 @@ def test_every_digit_is_that_of_the_end_of_training(train, evaluate, extra):
     assert train(*DEBUG[:2], *probes, *extra, "hydra.run.dir=run").code == 0
     assert evaluate("run=run", *probes, "hydra.run.dir=again").code == 0
     assert results("again") == results()
+    assert evaluate("run=run", *probes, "precision=fp32", "hydra.run.dir=full").code == 0
+    assert results("full") == results() and all("float32" in r["protocol"] for r in results())
+
+
+def test_classifiers_compute_in_full_float32_whatever_the_run_used(train, monkeypatch):
+    from aavae.probes import few_label, knn, linear_cached
+
+    seen = {}
+
+    def spy(module, name):
+        function = getattr(module, name)
+
+        def spied(*arguments):
+            seen.setdefault(name, set()).add(torch.get_float32_matmul_precision())
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, spied)
+
+    for module, name in ((knn, "knn_predict"), (linear_cached, "fit_softmax"), (few_label, "draw_per_class")):
+        spy(module, name)
+    before = torch.get_float32_matmul_precision()
+    probes = "probe=[knn,few_label,linear_cached,finetune]"
+    ended = train("trainer=debug", "trainer.max_steps=2", "precision=bf16", "features=[h]", "probe.finetune.epochs=1",
+                  "probe.finetune.features=[h]", probes, "hydra.run.dir=run")  # fmt: skip
+    assert torch.get_float32_matmul_precision() == "high"  # training's own
+    torch.set_float32_matmul_precision(before)
+    assert ended.code == 0, ended.err
+    assert seen == dict.fromkeys(("knn_predict", "fit_softmax", "draw_per_class"), {"highest"})
+    precision = {r["probe"]: r["protocol"].rpartition(", ")[2] for r in results()}
+    assert precision.pop("finetune") == "bf16 autocast"
+    assert all("float32" in r["protocol"] for r in results() if r["probe"] in precision)
 
 
 @pytest.mark.parametrize("argument", ["run=''", "run=3", "run=[a]", "checkpoint=3", "run=${a}", "checkpoint=true"])

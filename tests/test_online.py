@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from aavae import build, checkpoint
 from aavae.errors import UserError
+from aavae.probes import online
 from aavae.probes.online import Online
 from aavae.runtime import Precision
 from aavae.trainer import Trainer
@@ -123,6 +124,18 @@ def test_every_labelled_image_comes_once_an_epoch_in_another_order_each_time():
     assert all(torch.equal(epoch.sort().values, torch.arange(256)) for epoch in epochs)
     assert not torch.equal(*epochs)
     assert torch.equal(probe._batch(5)[0], begun(16, data, batch_size=64)._batch(5)[0])
+
+
+def test_an_order_is_drawn_once_an_epoch(monkeypatch):
+    drawn, generator_for = [], online.generator_for
+    monkeypatch.setattr(online, "generator_for", lambda *keys: drawn.append(keys) or generator_for(*keys))
+    probe = begun(16, synthetic(), batch_size=64)  # four batches an epoch
+    for index in range(8):
+        probe._batch(index)
+    assert [keys for keys in drawn if keys[1] == "online" and isinstance(keys[2], int)] == [
+        (0, "online", 0),
+        (0, "online", 1),
+    ]
 
 
 def test_every_so_many_steps_means_just_that():

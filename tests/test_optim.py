@@ -120,6 +120,45 @@ def test_lamb_as_configured_scales_each_layer_s_step_by_its_weights():
     assert moved == pytest.approx(settings["lr"], rel=0.01)
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_lars_as_configured_scales_each_weight_s_step_and_no_bias_s(weight_decay):
+    settings = build.plain(build.compose(["optimizer=lars", f"optimizer.weight_decay={weight_decay}"]))["optimizer"]
+    model = nn.Linear(20, 10)
+    model(torch.ones(4, 20)).square().sum().backward()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    arguments = {k: settings[k] for k in ("name", "lr", "weight_decay", "exclude_bias_and_norm", "kwargs")}
+    optim.optimizer(model, **arguments).step()
+    # You et al. 2017, Eq. 6: the local rate is η‖w‖ / (‖g‖ + λ‖w‖), with η = 0.001; of the gradient with its decay.
+    w, g = before["weight"], model.weight.grad
+    local = 0.001 * w.norm() / (g.norm() + weight_decay * w.norm())
+    torch.testing.assert_close(model.weight.detach(), w - settings["lr"] * local * (g + weight_decay * w))
+    torch.testing.assert_close(model.bias.detach(), before["bias"] - settings["lr"] * model.bias.grad)
+
+
+def test_a_trust_ratio_that_is_switched_off_stays_off():
+    model = nn.Linear(20, 10, bias=False)
+    model(torch.ones(4, 20)).square().sum().backward()
+    before = model.weight.detach().clone()
+    optim.optimizer(model, "lars", 0.1, kwargs={"always_adapt": False}).step()
+    torch.testing.assert_close(model.weight.detach(), before - 0.1 * model.weight.grad)
+
+
+def test_lamb_as_configured_leaves_clipping_to_the_trainer():
+    settings = build.plain(build.compose(["optimizer=lamb"]))["optimizer"]
+    ours, theirs = nn.Linear(5, 4, bias=False), nn.Linear(5, 4, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    reference = timm.optim.Lamb(theirs.parameters(), lr=settings["lr"], weight_decay=0, max_grad_norm=None,
+                                always_adapt=True)  # fmt: skip
+    arguments = {k: settings[k] for k in ("name", "lr", "weight_decay", "exclude_bias_and_norm", "kwargs")}
+    optimizer = optim.optimizer(ours, **arguments)
+    for scale in (0.1, 100.0, 1.0):  # clipping would make the second count less in the moments
+        gradient = scale * torch.arange(20.0).view(4, 5).sin()
+        ours.weight.grad, theirs.weight.grad = gradient.clone(), gradient.clone()
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+
+
 # ---- Bad input ----------------------------------------------------------------------------------------------------
 
 

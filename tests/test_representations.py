@@ -199,14 +199,35 @@ def test_an_encoder_alone_is_shown_as_the_same_encoder_in_its_autoencoder():
     assert alone["h"].model is None and whole["h"].model is whole.model
 
 
-def test_reduced_precision_is_that_of_training_and_the_features_are_float32():
-    model, _ = autoencoder()
-    data = Cropped()
-    features = representing(model, data, precision="bf16")["h"]("test")[0]
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        expected = model.eval().encoder(shown(data, "test"))
-    assert features.dtype == torch.float32 and torch.equal(features, expected.float())
-    assert not torch.equal(features, representing(model, data)["h"]("test")[0])
+@pytest.fixture
+def settings_of_a_fast_run():
+    """What training on CUDA sets for the whole process."""
+    before = arithmetic()
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1:]
+
+
+def arithmetic():
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("recalibrates", [False, True])
+def test_features_are_full_float32_whatever_the_run_used(recalibrates, settings_of_a_fast_run):
+    model, cfg = autoencoder()
+    seen = set()
+    hook = nn.modules.module.register_module_forward_hook(lambda *_: seen.add(arithmetic()))
+    try:
+        reduced = representing(model, untrained=lambda: build.model(cfg).encoder, precision="bf16",
+                               recalibrates=recalibrates)  # fmt: skip
+        features = {name: reduced[name]("test")[0] for name in ("h", "mu", "z", "h_untrained")}
+    finally:
+        hook.remove()
+    assert seen == {("highest", False, False)} and arithmetic() == ("high", True, True)
+    full = representing(model, untrained=lambda: build.model(cfg).encoder, recalibrates=recalibrates)
+    assert all(torch.equal(values, full[name]("test")[0]) for name, values in features.items())
 
 
 def test_views_are_those_of_training_and_the_dataset_s_own_where_training_had_none():

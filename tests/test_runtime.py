@@ -118,6 +118,38 @@ def test_seeds_are_what_torch_accepts_and_the_same_in_every_process():
     assert seed_for(0, "noise", 1) == 2376061928063757211  # no PYTHONHASHSEED; a change breaks every resume
 
 
+def test_the_cpu_s_generator_keeps_the_lower_half_of_a_seed():
+    """What `seed_for` says of collisions; torch's own documentation does not."""
+    seed = seed_for(0, "noise", 1)
+    full, low, high = (torch.Generator().manual_seed(s) for s in (seed, seed % 2**32, seed >> 32))
+    assert torch.equal(torch.rand(9, generator=full), torch.rand(9, generator=low))
+    assert not torch.equal(torch.rand(9, generator=low), torch.rand(9, generator=high))
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_many_uniform_numbers_are_drawn_where_they_are_needed(device, monkeypatch):
+    asked = {}
+
+    class Generator:
+        def __init__(self, device):
+            self.device = device
+
+        def manual_seed(self, seed):
+            asked["generator"] = (self.device.type, seed)
+            return self
+
+    generator = generator_for(0, "diagnostics", 1)
+    monkeypatch.setattr(torch, "Generator", Generator)
+    monkeypatch.setattr(torch, "rand", lambda shape, generator, device: asked.update(drawn=(shape, device.type)))
+    runtime.uniform((2, 3), generator, torch.device(device))
+    assert asked == {"generator": (device, seed_for(0, "diagnostics", 1)), "drawn": ((2, 3), device)}
+
+
+def test_on_a_cpu_they_are_the_generator_s_own():
+    drawn = runtime.uniform((2, 3), generator_for(0, "x"), CPU)
+    assert torch.equal(drawn, torch.rand(2, 3, generator=generator_for(0, "x")))
+
+
 def test_draws_are_a_function_of_their_keys_alone():
     first = torch.randn(5, generator=generator_for(0, "noise", 7))
     torch.manual_seed(99)

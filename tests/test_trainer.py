@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from aavae import build
-from aavae.runtime import Processes
+from aavae import build, runtime
+from aavae.runtime import Precision, Processes
 
 TINY = ("dataset=synthetic", "dataset.size=32", "encoder=resnet_tiny", "decoder=resnet_tiny", "latent_dim=8")
 
@@ -39,6 +39,33 @@ def test_a_run_sees_the_same_numbers_in_one_process_and_in_two():
         assert torch.equal(values, torch.cat([half[0][name] for half in halves])), name
     batches = [first_batch(t).clean for t in two]
     assert torch.equal(first_batch(one).clean, torch.cat(batches))
+
+
+def test_each_process_drops_out_units_of_its_own():
+    def dropped(processes: Processes | None = None) -> torch.Tensor:
+        with torch.random.fork_rng():
+            trainer(processes=processes)._draw(16)
+            return torch.rand(5)
+
+    first, second = (dropped(Processes(rank, 2)) for rank in (0, 1))
+    assert torch.equal(first, dropped()) and not torch.equal(first, second)
+
+
+def test_steps_that_fp16_skips_do_not_count_in_the_gradient_s_norm(monkeypatch):
+    monkeypatch.setattr(runtime, "pick_precision", lambda *_: Precision("fp16", "cpu", torch.float16))
+    t = trainer("trainer.clip=1", "optimizer.lr=1e-6")
+    t.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)  # the first steps overflow, as on CUDA
+    norms = []
+    for _ in range(24):
+        terms = t.train_step(first_batch(t))
+        t.meter.add(terms)
+        norms.append(terms["grad_norm"].item())
+    finite = [norm for norm in norms if norm < float("inf")]
+    assert 0 < len(finite) < 24
+    means, steps, _ = t.meter.read(t.step)
+    assert steps == 24 and means["grad_norm"] == pytest.approx(sum(finite) / len(finite))
+    t.meter.add({"loss": torch.tensor(1.0), "grad_norm": torch.tensor(float("inf"))})
+    assert t.meter.read(t.step)[0] == {"loss": 1.0}  # nothing to tell of it
 
 
 def test_a_batch_in_parts_gives_the_gradient_of_the_whole():

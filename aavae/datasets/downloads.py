@@ -219,9 +219,12 @@ class STL10(Dataset):
         return ResizedCrops()
 
     def target(self, images: Tensor) -> Tensor:
-        """Resize(105) and CenterCrop(96), or the images as they are."""
+        """Resize(105) and CenterCrop(96) in 8 bits, as PIL does it, or the images as they are."""
         if self.target_transform == "raw":
             return images
-        larger = F.interpolate(images, size=(105, 105), mode="bilinear", align_corners=False, antialias=True)
+        levels = images * 255
+        for size in ((96, 105), (105, 105)):  # along rows, then along columns; each is rounded to 8 bits, halves up
+            levels = F.interpolate(levels, size=size, mode="bilinear", align_corners=False, antialias=True)
+            levels = (levels + 0.501).floor()  # float32's rounding must not decide what is a half
         margin = round((105 - 96) / 2)
-        return larger[:, :, margin : margin + 96, margin : margin + 96]
+        return levels[:, :, margin : margin + 96, margin : margin + 96] / 255

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aavae.errors import UserError
+from aavae.model import full
+from aavae.runtime import without_autocast
 
 SKIP_ORDERS = ("commuted", "official")
 # The resolution of the first stage is the image's divided by what the encoder's stem and stages divide it by.
@@ -112,7 +114,9 @@ class ResNetDecoder(nn.Module):
         self.final_conv = nn.Conv2d(head_channels, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = F.relu(self.linear_projection1(z))
+        # In half precision the rounding of z would drown its noise once |μ| is some hundred times σ.
+        with without_autocast(z.device):
+            x = F.relu(self.linear_projection1(full(z)))
         x = F.relu(self.linear_projection2(x))
         x = x.view(len(x), -1, 4, 4)
         x = F.relu(self.conv1(x))  # (B, hidden_dim, 4, 4)

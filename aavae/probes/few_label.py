@@ -61,7 +61,7 @@ class FewLabel:
                 nearest = (test @ train[chosen].T).argmax(1)
                 accuracies.append((labels[chosen][nearest] == truth).float().mean().item())
             drawn = f"{n} label{'s' * (n > 1)} a class, {self.draws} draws from {len(labels)} training images"
-            protocol = f"1-NN, cosine, {drawn}, seed {self.seed}"
+            protocol = f"1-NN, cosine, {drawn}, seed {self.seed}, float32"
             for metric, value in (
                 ("accuracy", statistics.fmean(accuracies)),
                 ("accuracy_sd", statistics.stdev(accuracies)),

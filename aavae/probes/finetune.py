@@ -15,7 +15,7 @@ from aavae.probes import record
 from aavae.probes.classifier import SGD, Plan, cropped_batches, linear_head, plan
 from aavae.probes.few_label import draw_per_class
 from aavae.representations import Representation
-from aavae.runtime import generator_for, seed_default, seed_for
+from aavae.runtime import Precision, full_float32, generator_for, seed_default, seed_for, without_search
 
 HELD_OUT = ("val", "test")
 
@@ -41,18 +41,20 @@ def fine_tuned(
 ) -> nn.Module:
     """A copy of the encoder and a linear head, both trained on `split`: normalised images → logits, in eval mode.
 
-    BatchNorm is in training mode while it learns. Order, crops, head and dropout are a function of `keys`.
+    BatchNorm is in training mode while it learns, in the precision of `encode`; what was float32 with TensorFloat-32
+    is float32 here. Order, crops, head and dropout are a function of `keys`.
     """
     encoder = _trainable(encode.encoder)
     head = linear_head(encoder.output_dim, dataset.num_classes, encode.device, generator_for(*keys, "head"))
     model = nn.Sequential(encoder, nn.Flatten(), head)
     batches = encode.track(cropped_batches(encode, dataset, split, how, keys), how.steps, what)
-    with _own_dropout(encode.device, seed_for(*keys, "dropout")):
+    with full_float32(), _own_dropout(encode.device, seed_for(*keys, "dropout")):
         sgd.fit(model, batches, how, encode.precision)
     return model.eval()
 
 
 @torch.no_grad()
+@without_search()
 def accuracy(model: nn.Module, encode: Representation, split: Split, what: str) -> float:
     """The share of clean images of `split` that `model` classifies rightly."""
     size, predicted = encode.batch_size, []
@@ -97,7 +99,7 @@ class Finetune:
         train, what = dataset["train"], f"fine-tuning {encode.name}"
         how = plan(len(train), self.epochs, self.sgd.batch_size)
         model = fine_tuned(encode, dataset, train, self.sgd, how, (self.seed, "finetune"), what)
-        protocol = _protocol(f"all {len(train)} training labels", self.sgd, how, dataset, self.seed)
+        protocol = _protocol(f"all {len(train)} training labels", self.sgd, how, dataset, self.seed, encode.precision)
         records = []
         for split in HELD_OUT:
             value = accuracy(model, encode, dataset[split], f"{what}, {split} images")
@@ -105,10 +107,10 @@ class Finetune:
         return records
 
 
-def _protocol(labels: str, sgd: SGD, how: Plan, dataset: Dataset, seed: int) -> str:
+def _protocol(labels: str, sgd: SGD, how: Plan, dataset: Dataset, seed: int, precision: Precision) -> str:
     return (
         f"encoder and linear classifier trained end to end on {labels}, {dataset.crops()}, shuffled, "
-        f"{sgd.protocol(how)}, last epoch, seed {seed}"
+        f"{sgd.protocol(how)}, last epoch, seed {seed}, {precision.computes}"
     )
 
 
@@ -183,7 +185,7 @@ class Semi:
             for split, found in accuracies.items():
                 found.append(accuracy(model, encode, dataset[split], f"{what}, {split} images"))
         labels = f"{n} label{'s' * (n > 1)} a class" + (f", {self.draws} draws" if self.draws > 1 else "")
-        protocol, records = _protocol(labels, self.sgd, how, dataset, self.seed), []
+        protocol, records = _protocol(labels, self.sgd, how, dataset, self.seed, encode.precision), []
         for split, found in accuracies.items():
             values = {"accuracy": statistics.fmean(found)}
             if self.draws > 1:

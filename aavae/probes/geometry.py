@@ -14,6 +14,7 @@ from aavae.probe_figures import geometry_figure
 from aavae.probes import Picture, record
 from aavae.probes.similarity import view_features
 from aavae.representations import Representation
+from aavae.runtime import full_float32
 
 EPSILON = 1e-7  # of RankMe (Garrido et al. 2023, §3)
 
@@ -71,12 +72,12 @@ def uniformity(products: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@full_float32()
 def posterior(encode: Representation, split) -> tuple[Tensor, Tensor]:
     """KL(q(z|x) ‖ p(z)) in nats and σ, each `(D,)` per latent, averaged over the clean images of `split`."""
     kl, sigma = 0.0, 0.0
     for images in split.batches(encode.batch_size):
-        with encode.precision.autocast():
-            code = encode.model.encode(encode.normalized(images))
+        code = encode.model.encode(encode.normalized(images))
         per_latent = kl_to_prior(code.mu[..., None], code.sigma[..., None])  # it sums over its last dimension
         kl, sigma = kl + per_latent.cpu().double().sum(0), sigma + code.sigma.cpu().double().sum(0)
     return kl / len(split), sigma / len(split)
@@ -124,7 +125,7 @@ class Geometry:
             measured |= found
         title = f"Geometry of {encode.name}, {dataset.name}, {len(split)} images"
         records = [
-            record("geometry", encode.name, "pretrain_val", value, len(split), f"{dims} dimensions; {how}", metric)
+            record("geometry", encode.name, "pretrain_val", value, len(split), f"{dims} dimensions, float32; {how}", metric)
             for metric, (value, how) in measured.items()
         ]
         return [*records, Picture(f"geometry_{encode.name}", geometry_figure(spectra, latents, title))]

@@ -38,7 +38,8 @@ class KNN:
         """One record per split."""
         train, labels = encode("train")
         protocol = (
-            f"k={min(self.k, len(train))}, cosine, weights exp(s/{self.temperature}), {len(train)} training images"
+            f"k={min(self.k, len(train))}, cosine, weights exp(s/{self.temperature}), {len(train)} training images, "
+            "float32"
         )
         records = []
         for split in self.splits:

@@ -18,7 +18,7 @@ STL_EVALS = ("official", "fixed")
 class Linear:
     """Accuracy of a linear classifier after `epochs` of SGD on features of cropped and flipped images (spec §1.8).
 
-    The encoder is frozen and in eval mode, the classifier in float32; the last epoch's is taken, so nothing is selected
+    The encoder is frozen and in eval mode, features and classifier are in float32; the last epoch's is taken, so nothing is selected
     on. `accuracy_drop_last` leaves out the last incomplete batch of test images, as the released code did.
 
     `stl_eval` matters to STL-10 only. `official` is what the released code really ran: clean images in a fixed order,
@@ -86,5 +86,5 @@ class Linear:
         variant = f", stl_eval={self.stl_eval}" if dataset.name == "stl10" else ""
         return (
             f"linear classifier on frozen features, {len(dataset['train'])} training images, {images}{variant}, "
-            f"{self.sgd.protocol(how)}, last epoch, seed {self.seed}"
+            f"{self.sgd.protocol(how)}, last epoch, seed {self.seed}, float32"
         )

@@ -53,7 +53,7 @@ class LinearCached:
         tried = ", ".join(f"{w:g}" for w in self.weight_decays)
         protocol = (
             f"standardised features, softmax regression, up to {self.steps} steps of L-BFGS, no augmentation, "
-            f"weight decay {chosen:g} chosen on val among {tried}, {len(labels)} training images"
+            f"weight decay {chosen:g} chosen on val among {tried}, {len(labels)} training images, float32"
         )
         return [
             record("linear_cached", encode.name, s, accuracy(heads[chosen], s), len(data[s][1]), protocol)

@@ -10,7 +10,7 @@ from aavae.optim import restore as restore_optimizer
 from aavae.probes import record
 from aavae.probes.classifier import linear_head
 from aavae.representations import Representation
-from aavae.runtime import Precision, generator_for, send
+from aavae.runtime import Precision, full_float32, generator_for, send
 
 SETTINGS = ("lr", "batch_size", "every", "seed")
 
@@ -30,6 +30,8 @@ class Online:
         self.lr, self.batch_size, self.every, self.seed = lr, batch_size, every, seed
         self.head: nn.Linear | None = None
         self.steps = 0
+        self.learned_in: str | None = None  # the features' precision; it is judged on float32 features
+        self._order: tuple[int, Tensor] | None = None  # epoch, and the images' order in it
 
     # ---- While the encoder is trained -----------------------------------------------------------------------------
 
@@ -42,6 +44,7 @@ class Online:
                 "probe.online learns from images in memory; set dataset.in_memory=true, or leave online out of probe="
             )
         self._dataset, self._precision, self._crops = dataset, precision, dataset.crops()
+        self.learned_in, self._order = precision.name, None
         self._images = dataset["train"]
         generator = generator_for(self.seed, "online", "head")
         self._attach(linear_head(output_dim, dataset.num_classes, device, generator))
@@ -60,10 +63,11 @@ class Online:
         with torch.no_grad(), self._precision.autocast():
             h = encoder(x).flatten(1).float()
         encoder.train(was_training)
-        logits = self.head(h)
-        loss = F.cross_entropy(logits, labels)
-        self._optimizer.zero_grad()
-        loss.backward()
+        with full_float32():
+            logits = self.head(h)
+            loss = F.cross_entropy(logits, labels)
+            self._optimizer.zero_grad()
+            loss.backward()
         self._optimizer.step()
         self.steps += 1
         return {"online_loss": loss.detach(), "online_accuracy": (logits.argmax(1) == labels).float().mean()}
@@ -72,8 +76,9 @@ class Online:
         n = len(self._images)
         size = min(self.batch_size, n)
         epoch, position = divmod(index, n // size)
-        order = torch.randperm(n, generator=generator_for(self.seed, "online", epoch))
-        some = self._images.take(order[position * size : (position + 1) * size])
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, torch.randperm(n, generator=generator_for(self.seed, "online", epoch))
+        some = self._images.take(self._order[1][position * size : (position + 1) * size])
         device = self.head.weight.device
         views = self._crops(to_float(some.images.to(device)), generator_for(self.seed, "online crops", index))
         return self._dataset.normalize(views), send(some.labels, device)
@@ -84,6 +89,7 @@ class Online:
             "head": self.head.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "steps": self.steps,
+            "learned_in": self.learned_in,
             "settings": {name: getattr(self, name) for name in SETTINGS},
         }
 
@@ -105,6 +111,8 @@ class Online:
             self.head.load_state_dict(state["head"])
             restore_optimizer(self._optimizer, state["optimizer"])
             self.steps = state["steps"]
+            # The order of the images depends on seed and batch size, which are those restored.
+            self.learned_in, self._order = state.get("learned_in"), None
         except (UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             what = f"{type(error).__name__}: {first_line(error)}"
             raise Damaged("the checkpoint", f"is malformed: what probe.online has learned ({what})") from error
@@ -129,7 +137,8 @@ class Online:
         protocol = (
             f"linear classifier learned beside the encoder, {n} training images, {dataset.crops()}, "
             f"Adam, lr {self.lr:g}, {self.steps} steps of {min(self.batch_size, n)} images, every={self.every}, "
-            f"last step, seed {self.seed}"
+            f"last step, seed {self.seed}, learned from features in {self.learned_in or 'unknown'} precision, "
+            "judged on float32 ones"
         )
         return [
             record("online", encode.name, s, self.accuracy(encode, s), len(dataset[s]), protocol)

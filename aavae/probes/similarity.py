@@ -91,7 +91,7 @@ class Similarity:
         features = torch.cat(list(view_features(encode, split, self.views, self.seed)))
         scale = features.norm(dim=-1).max().item()
         mean = features.mean((0, 1), dtype=torch.float64)
-        drawn = f"{len(split)} images × {self.views} views by {encode.views}, seed {self.seed}"
+        drawn = f"{len(split)} images × {self.views} views by {encode.views}, seed {self.seed}, float32"
         records, panels, shown = [], {}, features[: self.shown].flatten(0, 1)
         for title, suffix, centre, how in (
             ("raw", "", 0.0, ""),
