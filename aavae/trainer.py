@@ -157,7 +157,9 @@ class Trainer:
         # For the batch of all processes, of which each takes its rows: the numbers do not depend on how many there are.
         total, mine = self.loader.batch_size, self.loader.share
         draws = self.augmentation.draw(total, size, generator_for(self.seed, "augmentation", self.step))
-        rank = self.processes.rank  # torch draws dropout itself, on each process; the first one's draws are those of one
+        rank = (
+            self.processes.rank
+        )  # torch draws dropout itself, on each process; the first one's draws are those of one
         seed_default(self.device, seed_for(self.seed, "dropout", self.step, *([rank] if rank else [])))
         noise = None
         if self.model.variational:

@@ -362,8 +362,7 @@ def test_stl_target_is_torchvisions_resize_105_and_center_crop_96():
     target = STL10().target(to_float(images))
     levels = (target * 255).round()
     torch.testing.assert_close(target * 255, levels, rtol=0, atol=1e-4)
-    torch.testing.assert_close(levels, expected.float(), rtol=0, atol=1)
-    assert (levels == expected).float().mean() > 0.999
+    assert torch.equal(levels, expected.float())
 
 
 def test_stl_raw_target_is_the_image():

@@ -124,7 +124,7 @@ def test_classifiers_compute_in_full_float32_whatever_the_run_used(train, monkey
     assert torch.get_float32_matmul_precision() == "high"  # training's own
     torch.set_float32_matmul_precision(before)
     assert ended.code == 0, ended.err
-    assert seen == dict.fromkeys(("knn_predict", "fit_softmax", "draw_per_class"), {"highest"})
+    assert seen == {key: {"highest"} for key in ("knn_predict", "fit_softmax", "draw_per_class")}
     precision = {r["probe"]: r["protocol"].rpartition(", ")[2] for r in results()}
     assert precision.pop("finetune") == "bf16 autocast"
     assert all("float32" in r["protocol"] for r in results() if r["probe"] in precision)

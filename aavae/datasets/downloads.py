@@ -4,13 +4,13 @@ import contextlib
 import http.client
 import math
 import os
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from aavae import files
 from aavae.datasets import Dataset, Split, seeded_split
@@ -138,6 +138,23 @@ STL_IMAGE = (3, 96, 96)
 PIECE = 1000  # images read at a time
 
 
+PRECISION = 22  # bits of PIL's weights
+HALF = 1 << (PRECISION - 1)
+
+
+@cache
+def _taps(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the middle 96 of 105 pixels that PIL makes of 96: the two that each comes from, `(96,)`, and their weights in
+    units of 2⁻²², `(96,)` int32: PIL computes in whole numbers, and rounds to 8 bits after rows and after columns."""
+    extent, enlarged = STL_IMAGE[1], 105
+    margin = round((enlarged - extent) / 2)
+    centre = (torch.arange(margin, margin + extent, dtype=torch.float64) + 0.5) * extent / enlarged - 0.5
+    first = centre.floor()
+    near = ((1 - (centre - first)) * 2**PRECISION + 0.5).floor()
+    places = [(first + i).clamp(0, extent - 1).long().to(device) for i in (0, 1)]
+    return *places, *(w.to(torch.int32).to(device) for w in (near, 2**PRECISION - near))
+
+
 def _stl_images(path: Path, order: Tensor, device: torch.device) -> Tensor:
     """The images of a binary of STL-10 on the device, `(N, 3, 96, 96)` uint8, image `order[i]` of the file as i-th.
 
@@ -222,9 +239,9 @@ class STL10(Dataset):
         """Resize(105) and CenterCrop(96) in 8 bits, as PIL does it, or the images as they are."""
         if self.target_transform == "raw":
             return images
-        levels = images * 255
-        for size in ((96, 105), (105, 105)):  # along rows, then along columns; each is rounded to 8 bits, halves up
-            levels = F.interpolate(levels, size=size, mode="bilinear", align_corners=False, antialias=True)
-            levels = (levels + 0.501).floor()  # float32's rounding must not decide what is a half
-        margin = round((105 - 96) / 2)
-        return levels[:, :, margin : margin + 96, margin : margin + 96] / 255
+        levels = (images * 255).round().int()
+        first, second, near, far = _taps(images.device)
+        levels = (levels[..., first] * near + levels[..., second] * far + HALF) >> PRECISION
+        near, far = near[:, None], far[:, None]
+        levels = (levels[..., first, :] * near + levels[..., second, :] * far + HALF) >> PRECISION
+        return levels / 255

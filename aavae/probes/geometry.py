@@ -125,7 +125,9 @@ class Geometry:
             measured |= found
         title = f"Geometry of {encode.name}, {dataset.name}, {len(split)} images"
         records = [
-            record("geometry", encode.name, "pretrain_val", value, len(split), f"{dims} dimensions, float32; {how}", metric)
+            record(
+                "geometry", encode.name, "pretrain_val", value, len(split), f"{dims} dimensions, float32; {how}", metric
+            )
             for metric, (value, how) in measured.items()
         ]
         return [*records, Picture(f"geometry_{encode.name}", geometry_figure(spectra, latents, title))]
