@@ -273,6 +273,9 @@ def test_jobs_of_another_launcher_are_checked_summed_up_and_gone_on_with(sweep, 
 
 
 def test_a_sweeper_gets_the_scores_batch_by_batch(sweep, monkeypatch):
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # which imports all of them anew, once
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     search, got = BasicSweeper.sweep, []
