@@ -100,10 +100,10 @@ class Command:
         self.register_resolvers(overrides)
         OmegaConf.register_new_resolver("aavae_options", functools.partial(_options, config_dir), replace=True)
         OmegaConf.register_new_resolver("aavae_dials", _dials, replace=True)
-        if asked.shell_completion and any(o.startswith("query=") for o in overrides):
-            return self.launch(Task(self), build.for_completion(argv))
-        if asked.help or asked.hydra_help or asked.shell_completion:
-            return self.launch(Task(self), argv)
+        if asked.shell_completion:
+            return self.launch(Task(self), build.for_completion(["-sc", *overrides]))
+        if asked.help or asked.hydra_help:
+            return self.launch(Task(self), ["--help" if asked.help else "--hydra-help", *self.searched(config_dir)])
         if asked.multirun and under_wandb_agent():
             raise UserError("wandb agent sweeps already, and gives each command one run; leave out -m")
         if asked.multirun:

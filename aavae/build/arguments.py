@@ -30,7 +30,7 @@ def arguments(words: Sequence[str], primary: str) -> argparse.Namespace:
         if not awaited and word.startswith("-") and name not in options:
             raise UserError(_not_an_option(word, words[i + 1 : i + 2], [*options], primary))
         awaited = not awaited and word in options and options[word].nargs is None
-    asked = parser.parse_args(list(words))
+    asked = parser.parse_intermixed_args(list(words))  # options and settings in any order
     if asked.config_name or asked.config_path:
         raise UserError("there is one primary config; add your own with --config-dir and choose among them")
     if asked.experimental_rerun:

@@ -98,8 +98,7 @@ def for_hydra(overrides: Sequence[str], config_dir: str | None = None, primary: 
     for override in parsed:
         line = override.input_line
         if not (_is_hydras(override) or _is_group(override, folders) or override.is_delete()):
-            there = OmegaConf.select(base, override.key_or_group) is not None or _is_null(base, override.key_or_group)
-            grows = isinstance(override.value(), dict) or not there
+            grows = isinstance(override.value(), dict) or not _holds(base, override.key_or_group)
             line = "+" * 2 * grows + line.lstrip("+") if grows or line.startswith("+") else line
         found.append(line)
     return found
@@ -111,10 +110,13 @@ def _first(override: Override) -> str:
     return override.input_line
 
 
-def _is_null(cfg: DictConfig, key: str) -> bool:
-    parent, _, last = key.rpartition(".")
-    node = OmegaConf.select(cfg, parent) if parent else cfg
-    return isinstance(node, DictConfig) and last in node
+def _holds(cfg: DictConfig, key: str) -> bool:
+    node = cfg
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or node._is_none() or part not in node.keys():
+            return False
+        node = node._get_node(part)
+    return True
 
 
 # ---- Hydra's own settings -----------------------------------------------------------------------------------------
@@ -224,7 +226,7 @@ def _apply(overrides: list[Override], cfg: DictConfig) -> None:
 def _origin(key: str, base: Base) -> str:
     """The user's file that has set `key` last, as the beginning of a sentence."""
     for path, config in reversed(base.files):
-        if OmegaConf.select(config, key) is not None or _is_null(config, key):
+        if _holds(config, key):
             return f"{path}: "
     group = [path for path, _ in base.files if path.parent.name == key.split(".")[0]]  # what is missing there
     return f"{group[-1]}: " if group else ""

@@ -110,6 +110,8 @@ class Schema:
             except UserError as error:
                 yield key, str(error)
                 continue
+            if value == "???":
+                yield key, f"{key} has no value yet; give it one"
             if known is None:
                 continue
             if wanted := _wrong(key, value, known):
@@ -125,8 +127,6 @@ def shown(value: object) -> str:
 
 def _wrong(key: str, value: object, known: object) -> str | None:
     """What `key` must be, if `value` is not; `known` as `Schema.find` gives it."""
-    if value == "???":
-        return "given a value"
     if isinstance(known, dict):
         if isinstance(value, dict):
             return None
