@@ -1,6 +1,7 @@
 """What the commands share: arguments, exit codes, signals, and Hydra's jobs with their failures."""
 
 import contextlib
+import functools
 import os
 import shlex
 import shutil
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -66,8 +66,10 @@ class Command:
         jobs = Grid(overrides, config_dir, self.primary).jobs()
         for job in jobs:
             self.check(build.compose(job, config_dir, self.primary))
-        self.make_folder(jobs[0] if jobs else [], "hydra.sweep.dir")
-        return self.launch(Task(self), several=True)
+        first = jobs[0] if jobs else []
+        folder = build.folder(first, "hydra.sweep.dir", self.primary, config_dir, self.job_name)
+        self.make(Path(folder), "hydra.sweep.dir")
+        return self.launch(Task(self), self.sweeping(overrides, config_dir, folder))
 
     # ---- What they share ------------------------------------------------------------------------------------------
 
@@ -92,37 +94,60 @@ class Command:
         if "--version" in argv:
             print(f"aavae {version('aavae')}")
             return 0
-        arguments = get_args_parser().parse_args(argv)
-        overrides = arguments.overrides
-        if arguments.config_name or arguments.config_path:
-            raise UserError("there is one primary config; add your own with --config-dir and choose among them")
+        self.words = list(argv)
+        asked = build.arguments(argv, self.primary)
+        overrides, config_dir = asked.overrides, asked.config_dir
         self.overrides = overrides
         self.register_resolvers(overrides)
-        OmegaConf.register_new_resolver("aavae_options", _options, replace=True)
+        OmegaConf.register_new_resolver("aavae_options", functools.partial(_options, config_dir), replace=True)
         OmegaConf.register_new_resolver("aavae_dials", _dials, replace=True)
-        if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
-            return self.launch(Task(self))
-        if arguments.multirun and arguments.cfg:
-            raise UserError("--cfg shows the config of one job; leave out -m, and choose one value of each")
-        if arguments.multirun and under_wandb_agent():
+        if asked.shell_completion:
+            return self.launch(Task(self), build.for_completion(["-sc", *overrides]))
+        if asked.help or asked.hydra_help:
+            return self.launch(Task(self), ["--help" if asked.help else "--hydra-help", *self.searched(config_dir)])
+        if asked.multirun and under_wandb_agent():
             raise UserError("wandb agent sweeps already, and gives each command one run; leave out -m")
-        if arguments.multirun:
-            return self.multirun(overrides, arguments.config_dir)
-        cfg = build.compose(overrides, arguments.config_dir, self.primary)
-        if arguments.cfg:
-            return self.launch(Task(self))
+        if asked.multirun:
+            return self.multirun(overrides, config_dir)
+        cfg = build.compose(overrides, config_dir, self.primary)
+        words = [*self.searched(config_dir), *build.for_hydra(overrides, config_dir, self.primary)]
+        if asked.info:
+            return self.launch(Task(self), ["--info", asked.info, *words])
+        if asked.cfg:
+            return self.show(asked, cfg, words)
+        folder = build.folder(overrides, "hydra.run.dir", self.primary, config_dir, self.job_name)
         self.check(cfg)
         # Built before Hydra creates a folder, so that bad input leaves nothing behind.
         with self.prepare(cfg) as built:
             if cfg.get("dry_run"):
                 self.estimate(built)
                 return 0
-            self.make_folder(overrides, "hydra.run.dir")
-            return self.launch(Task(self, contextlib.nullcontext(built)))
+            self.make(Path(folder), "hydra.run.dir")
+            words.append(f"hydra.run.dir={build.quoted(folder)}")  # as it was resolved: the time does not stand still
+            return self.launch(Task(self, contextlib.nullcontext(built)), words)
 
-    def make_folder(self, overrides: list[str], key: str) -> None:
-        """Make the folder that `key` names: before Hydra does, which would show a traceback where it cannot."""
-        self.make(Path(build.folder(overrides, key, self.primary) or "."), key)
+    def sweeping(self, overrides: list[str], config_dir: str | None, folder: Path | str) -> list[str]:
+        """The words with which Hydra sweeps into `folder`."""
+        lines = build.for_hydra(overrides, config_dir, self.primary)
+        return ["-m", *self.searched(config_dir), *lines, f"hydra.sweep.dir={build.quoted(str(folder))}"]
+
+    @property
+    def job_name(self) -> str:
+        """What Hydra calls the job: the module's own name."""
+        return self.module.rpartition(".")[2]
+
+    def searched(self, config_dir: str | None) -> list[str]:
+        """The option that has Hydra look for configs in `config_dir` too."""
+        return ["--config-dir", config_dir] if config_dir else []
+
+    def show(self, asked, cfg: DictConfig, words: list[str]) -> int:
+        """Print the config that was asked for with --cfg."""
+        options = ["--cfg", asked.cfg, *["--resolve"] * asked.resolve]
+        if asked.package:
+            if asked.cfg == "job" and not OmegaConf.is_config(OmegaConf.select(cfg, asked.package)):
+                raise UserError(f"there is no group of settings {asked.package!r} to show")
+            options += ["--package", asked.package]
+        return self.launch(Task(self), [*options, *words])
 
     def make(self, folder: Path, key: str) -> None:
         """Make the folder, where all is kept from then on. Raises UserError where it cannot be made."""
@@ -132,13 +157,17 @@ class Command:
             raise UserError(f"the folder {folder} cannot be made ({error}); name another {key}=") from error
         self.kept = True
 
-    def launch(self, task: "Task", several: bool = False) -> int:
-        """Hand `task` to Hydra, for `several` jobs if so; the exit code.
+    def launch(self, task: "Task", words: list[str]) -> int:
+        """Hand `task` to Hydra, which reads `words`; the exit code.
 
         Raises what stopped it, which is GaveUp where a launcher or sweeper failed, as sbatch when it refuses.
         """
-        with _errors_of_helpers() if several else contextlib.nullcontext():
-            hydra.main(version_base="1.3", config_path="pkg://aavae.conf", config_name=self.primary)(task)()
+        typed, sys.argv[1:] = sys.argv[1:], words
+        try:
+            with _errors_of_helpers() if words[:1] == ["-m"] else contextlib.nullcontext():
+                hydra.main(version_base="1.3", config_path="pkg://aavae.conf", config_name=self.primary)(task)()
+        finally:
+            sys.argv[1:] = typed
         if task.error:
             raise task.error
         if task.failed:
@@ -153,7 +182,7 @@ class Command:
             program = ["python", "-m", self.module]
         if "LOCAL_WORLD_SIZE" in os.environ:
             program = ["torchrun", f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}", "-m", self.module]
-        return shlex.join([*program, *(a for a in sys.argv[1:] if not (again and a.lstrip("+").startswith("resume=")))])
+        return shlex.join([*program, *(a for a in self.words if not (again and a.lstrip("+").startswith("resume=")))])
 
 
 class Task:
@@ -219,9 +248,9 @@ def _errors_of_helpers():
         del os.environ[FULL_ERROR]
 
 
-def _options(group: str) -> str:
+def _options(config_dir: str | None, group: str) -> str:
     """A group and what can be chosen from it, for the help text."""
-    return f"{group + '=':<14}{' '.join(build.options(group))}"
+    return f"{group + '=':<14}{' '.join(build.options(group, build.own_folders(config_dir)))}"
 
 
 def _dials(primary: str) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import os
-import re
 import shutil
 import signal
 import sys
@@ -45,10 +44,10 @@ class Grid:
         preset = [f"{key}={values}" for key, values in (sweeper.get("params") or {}).items()]
         self.complete = str(sweeper.get("_target_")).endswith(".BasicSweeper")
         self.values: dict[str, list[str]] = {}  # of one key; the command line's word replaces the preset's
-        self.swept: set[str] = set()
+        self.swept: set[str] = set()  # without + and ++
         for override in [*build.parse(preset), *typed]:
             key = override.get_key_element()
-            self.swept |= {key} if override.is_sweep_override() else set()
+            self.swept |= {key.lstrip("+")} if override.is_sweep_override() else set()
             if override.is_sweep_override() and not override.is_discrete_sweep():
                 if self.complete and str(sweeper.get("_target_")).endswith(".BasicSweeper"):
                     raise UserError(f"{override.input_line} leaves values open; list them, or choose a hydra/sweeper=")
@@ -68,7 +67,8 @@ class Grid:
 
     def name(self, job: list[str]) -> str:
         """What tells a job from the others."""
-        return " ".join(override for override in job if override.split("=")[0] in self.swept) or "single"
+        own = (override.removeprefix("++") for override in job)
+        return " ".join(o for o in own if o.split("=")[0].lstrip("+") in self.swept) or "single"
 
 
 def _values(override: Override) -> list[str]:
@@ -122,7 +122,10 @@ class Multirun:
             raise UserError(f"{len(grid):,} jobs? if you mean it, say sweep.max_jobs={len(grid)}")
         jobs = grid.jobs()
         how = [o for o in self.overrides if o.startswith("hydra")]
-        node = build.hydra_node([*how, *jobs[0]], self.config_dir, primary)
+        given = [*how, *jobs[0]]
+        where = build.folder(given, "hydra.sweep.dir", primary, self.config_dir, self.command.job_name)
+        self.folder = folder = Path(where).absolute()
+        node = build.hydra_node([*given, f"hydra.sweep.dir={build.quoted(where)}"], self.config_dir, primary)
         _refuse_helpers(node)
         plans, speed, self.gpus = preflight(jobs, self.config_dir, primary)
         impossible = [f"{grid.name(p.overrides)}: {p.error}" for p in plans if p.error]
@@ -130,8 +133,7 @@ class Multirun:
             several = f"{len(impossible)} of {len(jobs)} jobs are impossible, and none was begun"
             more = [f"and {len(impossible) - SHOWN} more"] if len(impossible) > SHOWN else []
             raise UserError("\n  ".join([several, *impossible[:SHOWN], *more]) if len(jobs) > 1 else plans[0].error)
-        self.folder = folder = Path(str(node.sweep.dir)).absolute()
-        if str(node.sweep.dir) in str(node.sweeper.get("storage")):  # in this folder, which nobody else may use
+        if where in str(node.sweeper.get("storage")):  # in this folder, which nobody else may use
             self.study = (node.sweeper.study_name, node.sweeper.storage)
         if OmegaConf.to_container(node.sweep, resolve=False)["subdir"] == "${aavae_identity:}":
             _refuse_twins(plans, grid)
@@ -222,7 +224,7 @@ class Multirun:
     def _child(self, job: Job) -> list[str]:
         where = ["--config-dir", self._config_dir()] if self.config_dir else []
         belongs = {"sweep.name": self.folder.name, "sweep.job": job.name, "hydra.run.dir": str(job.folder)}
-        settings = [f"{key}={quoted(value)}" for key, value in belongs.items()]
+        settings = [f"{key}={build.quoted(value)}" for key, value in belongs.items()]
         given = [o for o in job.overrides if not o.startswith("sweep.")]
         return [sys.executable, "-m", self.command.module, *where, *given, *settings]
 
@@ -281,11 +283,3 @@ def is_done(folder: Path, config: dict) -> bool:
         asked = [(c["epochs"], c["probe"], c["features"], c["trainer"]["max_steps"]) for c in (before, config)]
         return asked[0] == asked[1]
     return False
-
-
-def quoted(text: str) -> str:
-    """Text as a value that Hydra reads back as it is."""
-    text = re.sub(r"(\\*)\$\{", lambda m: 2 * m[1] + "\\${", text)  # no interpolation of OmegaConf's
-    # To Hydra a backslash is one, but for those before a quote.
-    escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
-    return f"'{escaped}'"

@@ -14,7 +14,7 @@ from aavae import build, files, sweeps, threads
 from aavae.entry import Command, Task
 from aavae.errors import GaveUp, UserError
 from aavae.identity import identity
-from aavae.multirun import Multirun, quoted, swept_by
+from aavae.multirun import Multirun, swept_by
 
 
 class Train(Command):
@@ -53,7 +53,7 @@ class Train(Command):
             where = ["--config-dir", launch["config_dir"]] if launch["config_dir"] else []
             replaced = {word.split("=")[0] for word in others}
             given = [word for word in launch["overrides"] if word.split("=")[0] not in replaced]
-            sys.argv[1:] = ["-m", *where, *given, *others, f"hydra.sweep.dir={quoted(str(folder))}"]
+            sys.argv[1:] = ["-m", *where, *given, *others, f"hydra.sweep.dir={build.quoted(str(folder))}"]
             codes.append(super().execute(sys.argv[1:]))
         return max(codes)
 
@@ -68,7 +68,7 @@ class Train(Command):
         with files.only_one(folder, "hydra.sweep.dir"):
             sweep.begin()
             try:
-                code = self.launch(Task(self, sweep=sweep), several=True)
+                code = self.launch(Task(self, sweep=sweep), self.sweeping(overrides, config_dir, folder))
             except GaveUp as error:
                 if not any(folder.glob("*/status.json")):  # as when sbatch refuses: no job was begun
                     if new:

@@ -8,12 +8,16 @@ from collections.abc import Container, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from aavae.build.config import compose, folder, groups, hydra_node, options, parse, plain, to_yaml
+from aavae.build.arguments import arguments, for_completion
+from aavae.build.config import compose, folder, for_hydra, hydra_node, parse, plain, to_yaml
+from aavae.build.hints import quoted
+from aavae.build.sources import groups, options, own_folders
 from aavae.errors import UserError
 
 __all__ = (
-    "architecture", "asked", "augmentation", "compose", "dataset", "folder", "groups", "hydra_node", "loggers", "loss",
-    "model", "options", "parse", "plain", "probes", "to_yaml", "trainer",
+    "architecture", "arguments", "asked", "augmentation", "compose", "dataset", "folder", "for_completion", "for_hydra",
+    "groups", "hydra_node", "loggers", "loss", "model", "options", "own_folders", "parse", "plain", "probes",
+    "quoted", "to_yaml", "trainer",
 )  # fmt: skip
 
 MODEL_ARGUMENTS = ("log_scale", "learn_scale", "sample")  # of the loss group, but owned by the model

@@ -1,19 +1,24 @@
-"""Overrides → config: composed by Hydra, and held against what the files of conf/ know."""
+"""Overrides → config: composed by Hydra, and held against what the shipped files know."""
 
-import difflib
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
-from importlib import resources
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import hydra
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from aavae.build import hints, sources
+from aavae.build.schema import Schema, multiple
 from aavae.errors import UserError
 
 # Launchers and sweepers that are not Hydra's own nor ours, and the extra of setup.cfg that installs them.
@@ -27,164 +32,241 @@ EXTRAS = {
 }
 
 
-def compose(overrides: Sequence[str] = (), config_dir: str | None = None, primary: str = "config") -> DictConfig:
-    """The config that `overrides` (Hydra's syntax) make of the `primary` one, checked against the schema.
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """What groups alone make: the config, and the user's own files in it with what each sets."""
 
-    Raises UserError for an unknown key (also with `+` and `++`), an unknown option, a value of the wrong type, or an
+    cfg: DictConfig
+    files: list[tuple[Path, DictConfig]]
+
+
+def compose(overrides: Sequence[str] = (), config_dir: str | None = None, primary: str = "config") -> DictConfig:
+    """The config that `overrides` (Hydra's syntax) make of the `primary` one, checked against the shipped files.
+
+    The user's files, in `config_dir` or a `hydra.searchpath=`, are held against the same keys as `overrides`. Raises
+    UserError for an unknown key (also with `+` and `++`), an unknown option, a value of the wrong type, or an
     interpolation that leads nowhere.
     """
-    overrides = [*overrides, *_searchpath(config_dir)]
-    parsed = [o for o in parse(overrides) if not o.key_or_group.startswith(("hydra.", "hydra/"))]
-    groups = tuple(o.input_line for o in parsed if _is_group(o))
-    for override in parsed:
-        if _is_group(override) and (override.is_add() or override.is_force_add()):
-            raise UserError(f"write {override.input_line.lstrip('+')}, without the +: there is one choice a group")
-        if _is_group(override) and (override.is_delete() or override.value() is None):
-            raise UserError(f"{override.key_or_group} cannot be left out; choose another of its options")
-    searchpath = tuple(o for o in overrides if o.startswith("hydra.searchpath="))
-    schema = _compose(groups + searchpath, primary)
-    for override in parsed:
-        if not _is_group(override):
-            _check(override, schema)
-    # Checked already, so `+` and `++` need not be told apart.
-    cfg = _compose(tuple(overrides), primary)
+    parsed = parse(overrides)
+    folders = sources.own_folders(config_dir, parsed)
+    base = _base(parsed, config_dir, primary, folders)
+    cfg = base.cfg.copy()
+    own = sources.groups(folders) - sources.groups()
+    values = [o for o in parsed if not (_is_hydras(o) or _is_group(o, folders))]
+    _apply([o for o in values if o.key_or_group.endswith("._target_")], cfg)
+    schema = Schema(cfg, primary, own)
+    for override in values:
+        _refuse(override, schema)
+    _apply(values, cfg)
     try:
-        OmegaConf.to_container(cfg, resolve=True)
+        config = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(_one_line(error)) from error
+    for key, wrong in Schema(cfg, primary, own).check(config):
+        typed = any(o.key_or_group == key or key.startswith(f"{o.key_or_group}.") for o in values)
+        raise UserError(wrong if typed else f"{_origin(key, base)}{wrong}")
     return cfg
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
     """The overrides as Hydra understands them. Raises UserError for what it does not."""
+    parser = OverridesParser.create()
+
+    def reads(lines: Sequence[str]) -> list[Override] | None:
+        try:
+            return parser.parse_overrides(overrides=list(lines))
+        except HydraException:
+            return None
+
     try:
-        return OverridesParser.create().parse_overrides(overrides=list(overrides))
+        return parser.parse_overrides(overrides=list(overrides))
     except HydraException as error:
-        hint = "values with spaces or brackets want quotes of their own: 'dataset.path=\"a (1).zip\"'"
-        raise UserError(f"cannot read the overrides: {_one_line(error)}; {hint}") from error
+        if words := [o for o in overrides if "=" not in o and not o.startswith("~")]:
+            raise UserError(f"{words[0]!r} is no setting: settings are typed key=value; see --help") from error
+        hint = next((h for o in overrides if reads([o]) is None and (h := hints.requoted(o, reads))), "")
+        raise UserError(hint or f"cannot read the overrides: {_one_line(error)}") from error
 
 
-def _searchpath(config_dir: str | None) -> list[str]:
-    if config_dir and not Path(config_dir).is_dir():
-        raise UserError(f"there is no folder {config_dir} with configs")
-    return [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+def for_hydra(overrides: Sequence[str], config_dir: str | None = None, primary: str = "config") -> list[str]:
+    """The overrides, checked already, as Hydra itself wants them: with `++` where a key is new to the files chosen."""
+    parsed = parse(overrides)
+    folders = sources.own_folders(config_dir, parsed)
+    once = [o for o in parsed if not (o.is_sweep_override() and _is_hydras(o))]
+    first = [next(iter(parse([line]))) for line in (_first(o) for o in once)]
+    base = _base(first, config_dir, primary, folders).cfg
+    found = []
+    for override in parsed:
+        line = override.input_line
+        if not (_is_hydras(override) or _is_group(override, folders) or override.is_delete()):
+            grows = isinstance(override.value(), dict) or not _holds(base, override.key_or_group)
+            line = "+" * 2 * grows + line.lstrip("+") if grows or line.startswith("+") else line
+        found.append(line)
+    return found
 
 
-def folder(overrides: Sequence[str], key: str, primary: str = "config") -> str | None:
-    """Where Hydra will put a run (`hydra.run.dir`) or sweep (`hydra.sweep.dir`); None if only Hydra itself can tell."""
+def _first(override: Override) -> str:
+    if override.is_sweep_override() and override.is_discrete_sweep():
+        return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()), 'null')}"
+    return override.input_line
+
+
+def _holds(cfg: DictConfig, key: str) -> bool:
+    node = cfg
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or node._is_none() or part not in node.keys():  # noqa: SIM118 (`in` hides what is missing)
+            return False
+        node = node._get_node(part)
+    return True
+
+
+# ---- Hydra's own settings -----------------------------------------------------------------------------------------
+
+
+def folder(
+    overrides: Sequence[str], key: str, primary: str = "config", config_dir: str | None = None, name: str = "app"
+) -> str:
+    """Where Hydra will put a run (`hydra.run.dir`) or sweep (`hydra.sweep.dir`) of the job `name`, interpolated once
+    and for all. Raises UserError if only Hydra itself could tell."""
+    job = HydraConfig.instance()
+    before = job.cfg
     try:
-        return OmegaConf.select(_with_hydra(overrides, primary), key)
-    except (HydraException, OmegaConfBaseException):
-        return None
+        cfg = _with_hydra(overrides, config_dir, primary, name)
+        job.set_config(cfg)  # for ${hydra:…}
+        return str(OmegaConf.select(cfg, key, throw_on_missing=True))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key} cannot be told before a job has begun: {_one_line(error)}") from error
+    finally:
+        job.cfg = before
 
 
 def hydra_node(overrides: Sequence[str], config_dir: str | None = None, primary: str = "config") -> DictConfig:
     """Hydra's own settings under these overrides. Raises UserError for what does not compose."""
-    try:
-        return _with_hydra([*overrides, *_searchpath(config_dir)], primary).hydra
-    except MissingConfigException as error:
-        raise UserError(_not_there(error)) from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_one_line(error)) from error
+    return _with_hydra(overrides, config_dir, primary).hydra
 
 
-def _with_hydra(overrides: Sequence[str], primary: str) -> DictConfig:
-    with hydra.initialize_config_module("aavae.conf", version_base="1.3"):
-        return hydra.compose(primary, list(overrides), return_hydra_config=True)
+def _with_hydra(overrides: Sequence[str], config_dir: str | None, primary: str, name: str = "app") -> DictConfig:
+    folders, lines = sources.own_folders(config_dir), for_hydra(overrides, config_dir, primary)
+    with _sentences(folders), sources.loader(config_dir, name):
+        cfg = hydra.compose(primary, lines, return_hydra_config=True)
+    if cfg.hydra.mode is not None:
+        raise UserError(f"hydra.mode={cfg.hydra.mode.name} cannot be set; -m sweeps, and without it there is one run")
+    if cfg.hydra.job.chdir:
+        raise UserError("hydra.job.chdir=true is not supported: paths are those of the folder a command is typed in")
+    return cfg
 
 
-@cache
-def groups() -> frozenset[str]:
-    """The config groups; `wandb` holds sweeps that Weights & Biases reads, not Hydra."""
-    root, others = Path(str(resources.files("aavae.conf"))), ("__pycache__", "wandb")
-    return frozenset(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_dir() and p.name not in others)
+# ---- Groups and values --------------------------------------------------------------------------------------------
 
 
-def _is_group(override: Override) -> bool:
-    return override.key_or_group.split("@")[0] in groups()
+def _is_hydras(override: Override) -> bool:
+    return override.key_or_group.startswith(("hydra.", "hydra/"))
+
+
+def _is_group(override: Override, folders: Sequence[Path] = ()) -> bool:
+    return override.key_or_group.split("@")[0] in sources.groups(folders)
+
+
+def _base(parsed: list[Override], config_dir: str | None, primary: str, folders: tuple[Path, ...]) -> Base:
+    chosen = [o for o in parsed if _is_group(o, folders) and not _is_hydras(o)]
+    for override in chosen:
+        _refuse_choice(override, primary, folders)
+    lines = tuple(o.input_line for o in parsed if o in chosen or _is_hydras(o))
+    with _sentences(folders):
+        if not folders:
+            return _cached_base(lines, primary)
+        with sources.loader(config_dir) as loader:
+            files = sources.own_files(loader, primary, lines, folders)
+            return Base(hydra.compose(primary, list(lines)), files)
 
 
 @lru_cache(maxsize=64)
-def _compose_cached(overrides: tuple[str, ...], primary: str) -> DictConfig:
-    with hydra.initialize_config_module("aavae.conf", version_base="1.3"):
-        return hydra.compose(primary, list(overrides))
+def _cached_base(lines: tuple[str, ...], primary: str) -> Base:
+    with sources.loader():
+        return Base(hydra.compose(primary, list(lines)), [])
 
 
-def _compose(overrides: tuple[str, ...], primary: str) -> DictConfig:
+def _refuse_choice(override: Override, primary: str, folders: Sequence[Path]) -> None:
+    group, own = override.key_or_group, override.key_or_group.split("@")[0] not in sources.groups()
+    if (override.is_add() or override.is_force_add()) and not own:
+        raise UserError(f"write {override.input_line.lstrip('+')}, without the +: there is one choice a group")
+    if override.is_delete() or (value := override.value()) is None:
+        raise UserError(f"{group} cannot be left out; choose another of its options")
+    if override.is_sweep_override():
+        return _refuse_several(override)
+    several = value if isinstance(value, list) else [value]
+    if strange := [v for v in several if not isinstance(v, str)]:
+        named = ", ".join(sources.options(group, folders))
+        raise UserError(f"{group} has no option {OmegaConf.to_yaml([strange[0]])[2:].strip()}. It has {named}")
+    if isinstance(value, list) and group not in multiple(primary) and not own:
+        example = next(iter(value), None) or sources.options(group)[0]
+        raise UserError(f"{group} takes one option, not a list: {group}={example}")
+    return None
+
+
+def _refuse_several(override: Override) -> None:
+    key, given = override.key_or_group, override.input_line.partition("=")[2]
+    as_list = f"a list is written {key}=[{given}]" if "(" not in given else "a text is quoted"
+    raise UserError(f"{override.input_line} is several values: -m runs them all, and {as_list}")
+
+
+def _refuse(override: Override, schema: Schema) -> None:
+    if override.is_sweep_override():
+        _refuse_several(override)
+    if schema.find(override.key_or_group) is not None and override.is_delete():
+        raise UserError(f"{override.key_or_group} cannot be deleted; set it to another value")
+
+
+def _apply(overrides: list[Override], cfg: DictConfig) -> None:
+    """Set values as Hydra does; a key that was found good need not be there already."""
+    added = [o if o.is_delete() else dataclasses.replace(o, type=OverrideType.FORCE_ADD) for o in overrides]
+    with _sentences():
+        ConfigLoaderImpl._apply_overrides_to_config(added, cfg)
+
+
+def _origin(key: str, base: Base) -> str:
+    """The user's file that has set `key` last, as the beginning of a sentence."""
+    for path, config in reversed(base.files):
+        if _holds(config, key):
+            return f"{path}: "
+    group = [path for path, _ in base.files if path.parent.name == key.split(".")[0]]  # what is missing there
+    return f"{group[-1]}: " if group else ""
+
+
+# ---- Hydra's errors -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _sentences(folders: Sequence[Path] = ()) -> Iterator[None]:
+    """What Hydra, OmegaConf and YAML raise, as UserError."""
     try:
-        return _compose_cached(overrides, primary).copy()
+        yield
     except MissingConfigException as error:
-        raise UserError(_not_there(error)) from error
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(_not_there(error, folders)) from error
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         if absent := re.match(r"Could not override '([^']+)'", str(error)):
+            group = absent[1].split("@")[0]
+            if group.startswith("hydra."):
+                raise UserError(f"there is no key {group!r}; --cfg hydra shows all keys of Hydra") from error
+            if group in sources.groups(folders) - sources.groups():
+                raise UserError(f"{group} is a group of your own; choose of it with +{group}=") from error
             raise UserError(f"{absent[1]} is not chosen here; --help lists what can be") from error
-        raise UserError(_one_line(error)) from error
+        raise UserError(_one_line(error.__cause__ or error if not str(error) else error)) from error
 
 
-def _not_there(error: MissingConfigException) -> str:
+def _not_there(error: MissingConfigException, folders: Sequence[Path]) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if group in ("hydra/launcher", "hydra/sweeper") and option in EXTRAS:
         return f"{group}={option} is not installed here; pip install 'aavae[{EXTRAS[option]}]' adds it"
-    if group not in groups():
+    if group not in sources.groups(folders):
         return _one_line(error)
-    near = difflib.get_close_matches(option, options(group), 1)
-    guess = f"; did you mean {near[0]}?" if near else "."
-    return f"{group} has no option {option!r}{guess} It has {', '.join(options(group))}"
+    there = sources.options(group, folders)
+    near = hints.nearest(option, there)
+    guess = f"; did you mean {near}?" if near else "."
+    return f"{group} has no option {option!r}{guess} It has {', '.join(there)}"
 
 
-def options(group: str) -> list[str]:
-    """The names one can choose from in `group`."""
-    return sorted(p.name[:-5] for p in (resources.files("aavae.conf") / group).iterdir() if p.name.endswith(".yaml"))
-
-
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in node:
-        yield f"{prefix}{key}"
-        child = node._get_node(key)
-        if isinstance(child, DictConfig):
-            yield from _keys(child, f"{prefix}{key}.")
-
-
-def _check(override: Override, schema: DictConfig) -> None:
-    key = override.key_or_group
-    parts = key.split(".")
-    if "kwargs" in parts[:-1] and OmegaConf.select(schema, ".".join(parts[: parts.index("kwargs") + 1])) is not None:
-        # Arguments of somebody else's constructor, who will judge them.
-        if not override.is_add() and not override.is_force_add() and OmegaConf.select(schema, key) is None:
-            raise UserError(f"{key} is not set so far; add it with +{override.input_line}")
-        return
-    known = [*_keys(schema), *groups()]
-    if key not in known:
-        near = difflib.get_close_matches(key, known, 1)
-        # A misplaced key is more often meant than a misspelt one: beta for loss.beta.
-        near = [k for k in known if k.endswith(f".{key}")][:1] or near
-        hint = f"; did you mean {near[0]}?" if near else "; --cfg job shows all keys"
-        raise UserError(f"there is no key {key!r}{hint}")
-    if override.is_delete():
-        raise UserError(f"{key} cannot be deleted; set it to another value")
-    if not override.is_sweep_override():
-        _check_type(key, override.value(), OmegaConf.select(schema, key))
-
-
-def _check_type(key: str, value, default) -> None:
-    wanted = None
-    if isinstance(default, bool):
-        wanted = None if isinstance(value, bool) else "true or false"
-    elif isinstance(default, int):
-        wanted = None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
-    elif isinstance(default, float):
-        wanted = None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
-    elif OmegaConf.is_dict(default):
-        wanted = None if isinstance(value, dict) else f"a group of settings; set {key}.… one by one"
-    elif OmegaConf.is_list(default):
-        wanted = None if isinstance(value, list) else "a list, such as [1,2]"
-    interpolated = isinstance(value, str) and value.startswith("${")
-    if wanted and not interpolated:
-        raise UserError(f"{key} must be {wanted}, not {value!r}")
 
 
 def plain(cfg: DictConfig) -> dict:

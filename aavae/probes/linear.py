@@ -19,7 +19,8 @@ class Linear:
     """Accuracy of a linear classifier after `epochs` of SGD on features of cropped and flipped images (spec §1.8).
 
     The encoder is frozen and in eval mode, features and classifier are in float32; the last epoch's is taken, so
-    nothing is selected on. `accuracy_drop_last` leaves out the last incomplete batch of test images, as the released code did.
+    nothing is selected on. `accuracy_drop_last` leaves out the last incomplete batch of test images, as the released
+    code did.
 
     `stl_eval` matters to STL-10 only. `official` is what the released code really ran: clean images in a fixed order,
     the incomplete batch of each epoch kept (18 batches), under a cosine that counted without it (17 an epoch), so that
