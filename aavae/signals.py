@@ -76,15 +76,15 @@ _current: Signals | None = None
 def listening() -> Iterator[Signals]:
     """Hear STOPS from here on; within another `listening`, its Signals.
 
-    What was inherited as ignored stays so: SIGHUP under nohup, SIGINT in a script's background job.
+    A SIGHUP that was inherited as ignored stays so, as under nohup.
     """
     global _current
     if _current is not None:
         yield _current
         return
     _current = heard = Signals()
-    ignored = {s for s in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_IGN}
-    before = {s: signal.signal(s, heard._hear) for s in STOPS if s not in ignored}
+    heeded = [s for s in STOPS if not (s == signal.SIGHUP and signal.getsignal(s) is signal.SIG_IGN)]
+    before = {s: signal.signal(s, heard._hear) for s in heeded}
     try:
         yield heard
     finally:
