@@ -1,9 +1,13 @@
-"""Jobs of a sweep as forks of a process that has imported torch already, which takes a job most of its time."""
+"""Jobs of a sweep, and processes that train together, as forks of one that has imported torch already, which takes a
+process most of its time."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -61,3 +65,31 @@ class Popen:
         """Send a signal, unless it has ended."""
         if self.poll() is None:
             os.kill(self.pid, signum)
+
+
+@contextlib.contextmanager
+def joined(rank: int, port: int):
+    """The process group of a pair on the CPU, as torchrun would describe it; within a process of `pair`."""
+    import torch
+
+    from aavae import runtime
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with runtime.processes(torch.device("cpu")) as both:
+        yield both
+
+
+def pair(target: Callable) -> list:
+    """What `target(rank, port, answers)` puts into `answers` in each of two processes, in no order."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    answers = _CONTEXT.SimpleQueue()
+    processes = [_CONTEXT.Process(target=target, args=(rank, port, answers)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    found = [answers.get() for _ in processes]
+    for process in processes:
+        process.join()
+    assert not any(process.exitcode for process in processes)
+    return found

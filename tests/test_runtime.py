@@ -1,10 +1,9 @@
 """Device, precision, seeds, shares, signals and the lock on a run folder."""
 
 import itertools
-import multiprocessing
 import os
-import socket
 
+import forked
 import pytest
 import torch
 from torch import nn
@@ -192,7 +191,6 @@ def test_alone_there_is_nobody_to_talk_to(monkeypatch):
 
 
 def _averaged(rank: int, port: int, answers) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     first, second, frozen = (
         nn.Parameter(torch.ones(3)),
         nn.Parameter(torch.ones(2, 2, 2, 2)),
@@ -201,23 +199,12 @@ def _averaged(rank: int, port: int, answers) -> None:
     first.grad = torch.arange(3.0) + rank
     values = torch.arange(16.0).view(2, 2, 2, 2) * (1 + rank)
     second.grad = values.to(memory_format=torch.channels_last)
-    with runtime.processes(CPU) as both:
+    with forked.joined(rank, port) as both:
         both.average_gradients([first, second, frozen])
         same = second.grad.is_contiguous(memory_format=torch.channels_last)
         answers.put((first.grad.tolist(), second.grad.flatten().tolist(), frozen.grad, same, both.any(rank == 1, CPU)))
 
 
 def test_two_processes_average_their_gradients():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")  # which has imported torch (tests/forked.py)
-    answers = context.SimpleQueue()
-    pair = [context.Process(target=_averaged, args=(rank, port, answers)) for rank in (0, 1)]
-    for process in pair:
-        process.start()
-    found = [answers.get() for _ in pair]
-    for process in pair:
-        process.join()
     mean = [1.5 * i for i in range(16)]
-    assert found == [([0.5, 1.5, 2.5], mean, None, True, True)] * 2 and not any(p.exitcode for p in pair)
+    assert forked.pair(_averaged) == [([0.5, 1.5, 2.5], mean, None, True, True)] * 2
