@@ -41,7 +41,7 @@ class Schema:
     """What is known of the keys of `cfg`, composed from `primary`; `own` are groups that the user has made."""
 
     def __init__(self, cfg: DictConfig, primary: str, own: frozenset[str] = frozenset()):
-        self.cfg, self.own = cfg, own
+        self.own = own
         self.known, self.groups = _dials(primary), [*_groups(primary), *PRESETS * (primary == "config"), *sorted(own)]
         for group in _groups(primary):
             node = cfg._get_node(group)
