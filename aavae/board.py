@@ -14,6 +14,7 @@ from aavae import status
 from aavae.console import duration
 from aavae.errors import UserError
 from aavae.sweeps import Job
+from aavae.words import count
 
 EVERY = 60.0  # seconds between lines where there is no terminal
 FIRST = ("failed", "dead", "running", "interrupted", "pending", "done")  # what is shown where not all fits
@@ -79,7 +80,7 @@ class Board:
         room = max(5, self.console.size.height - 6)
         order = sorted(self.jobs, key=lambda job: FIRST.index(self.states[job.number]))[:room]
         more = f"{len(self.jobs) - room} more are not shown" if len(self.jobs) > room else None
-        title = f"{len(self.jobs)} job{'s' * (len(self.jobs) != 1)}: {self._counts()}"
+        title = f"{count(len(self.jobs), 'job')}: {self._counts()}"
         table = Table(title=title, title_justify="left", caption=more)
         for name in ("job", "", "state", "epoch", "images/s", "score", "left"):
             # Where it is narrow, names are cut: numbers that are cut are none.

@@ -8,6 +8,7 @@ from torch import nn
 from aavae.model import AutoEncoder
 from aavae.results import read_results
 from aavae.trained import Trained
+from aavae.words import epochs
 
 
 def facts_of(trained: Trained) -> tuple[nn.Module, dict]:
@@ -55,7 +56,7 @@ def card(facts: dict) -> str:
         [
             f"# Encoder of {facts.get('method', 'an unknown method')}",
             "",
-            f"- trained on {facts.get('dataset') or 'unknown images'}, {facts.get('epochs', 0):g} epochs{seed}",
+            f"- trained on {facts.get('dataset') or 'unknown images'}, {epochs(facts.get('epochs', 0))}{seed}",
             f"- {built}: {settings}; images ({facts.get('image_size')} pixels) to {facts.get('output_dim')} features",
             f"- normalisation: images in [0, 1], then {' and '.join(numbers)} per channel",
             f"- BatchNorm statistics: {facts.get('batchnorm_statistics', 'unknown')}",

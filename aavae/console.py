@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from aavae.words import wrapped
+
 
 def duration(seconds: float) -> str:
     """`45s`, `3m 05s`, `2h 10m` or `4d 03h`."""
@@ -43,7 +45,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print a line (above the bar, if there is one)."""
-        self.console.print(text, markup=False)
+        self.console.print(wrapped(text), markup=False)
 
     def show(self, tables: list[Table]) -> None:
         """Print tables."""

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import itertools
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -71,12 +72,17 @@ def _arguments(argv: list[str]) -> dict:
             ]
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"aavae {version('aavae')}")
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise UserError(f"there is no option {unknown[0]}; settings are NAME=VALUE, see --help")
+        name, _, value = unknown[0].lstrip("-").partition("=")
+        value = value or next((word for before, word in itertools.pairwise(argv) if before == unknown[0]), "VALUE")
+        near = difflib.get_close_matches(name.replace("-", "_"), OPTIONS, 1)
+        typed = f"this is typed {near[0]}={value}" if near else "settings are typed NAME=VALUE, see --help"
+        raise UserError(f"there is no option {unknown[0]}; {typed}")
     words = known.words
     options = dict(word.split("=", 1) for word in words[2:] if "=" in word)
     if len(words) < 2 or len(options) != len(words) - 2 or any(w.split("=")[0] in OPTIONS for w in words[:2]):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import os
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from aavae import build, exits, files, signals, slurm
 from aavae.errors import GaveUp, UserError
 from aavae.multirun import Grid, Multirun
+from aavae.words import count, wrapped
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own: raise what it would print
 WORDS = 500  # characters of another program's error that are shown
@@ -104,7 +106,8 @@ class Command:
         if asked.shell_completion:
             return self.launch(Task(self), build.for_completion(["-sc", *overrides]))
         if asked.help or asked.hydra_help:
-            return self.launch(Task(self), ["--help" if asked.help else "--hydra-help", *self.searched(config_dir)])
+            with _wrapped():
+                return self.launch(Task(self), ["--help" if asked.help else "--hydra-help", *self.searched(config_dir)])
         if asked.multirun and under_wandb_agent():
             raise UserError("wandb agent sweeps already, and gives each command one run; leave out -m")
         if asked.multirun:
@@ -171,7 +174,7 @@ class Command:
         if task.error:
             raise task.error
         if task.failed:
-            print(f"{self.name}: {task.failed} job(s) failed", file=sys.stderr)
+            print(f"{self.name}: {count(task.failed, 'job')} failed", file=sys.stderr)
         return 1 if task.failed else 0
 
     def typed(self, again: bool = False) -> str:
@@ -231,6 +234,17 @@ class Task:
 
 
 @contextlib.contextmanager
+def _wrapped():
+    """Print what is printed within in the terminal's width; Hydra's help ends with an exit."""
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+    finally:
+        print(wrapped(text.getvalue()), end="")
+
+
+@contextlib.contextmanager
 def _errors_of_helpers():
     """Raise GaveUp for an exception that Hydra would print with its traceback, and exit."""
     if FULL_ERROR in os.environ:
@@ -250,7 +264,7 @@ def _errors_of_helpers():
 
 def _options(config_dir: str | None, group: str) -> str:
     """A group and what can be chosen from it, for the help text."""
-    return f"{group + '=':<14}{' '.join(build.options(group, build.own_folders(config_dir)))}"
+    return f"{group + '=':<14} {' '.join(build.options(group, build.own_folders(config_dir)))}"
 
 
 def _dials(primary: str) -> str:

@@ -10,6 +10,7 @@ from aavae.console import Reporter, duration
 from aavae.datasets.rehearsal import bytes_not_made
 from aavae.loader import Batch
 from aavae.trainer import Trainer
+from aavae.words import count
 
 STAND_IN = "{} is not here, and a dry run downloads nothing: random images of its size and number stand in"
 
@@ -49,15 +50,15 @@ def print_estimate(trainer: Trainer) -> float:
     """Say what the run would take, without validation and final evaluation; returns the seconds."""
     found = estimate(trainer)
     where = "on the GPU" if trainer.device.type == "cuda" else "of main memory"
-    where += f", measured with {found['rows']} of {found['of']} images" if found["rows"] < found["of"] else ""
+    where += f", measured with {found['rows']} of {count(found['of'], 'image')}" if found["rows"] < found["of"] else ""
     say = Reporter(quiet=not trainer.processes.leads).say
     parameters = sum(p.numel() for p in trainer.model.parameters())
     data = trainer.dataset
-    say(f"dataset     {data.name}: {len(trainer.loader.split):,} images for pretraining, {data.image_size}²")
+    say(f"dataset     {data.name}: {count(len(trainer.loader.split), 'image')} for pretraining, {data.image_size}²")
     if data.rehearsed:
         say(f"images      {STAND_IN.format(data.name)}{'' if data.in_memory else '; without the time to decode files'}")
-    say(f"model       {parameters:,} parameters")
-    say(f"steps       {found['steps']:,} ({trainer.epochs} epochs of {trainer.loader.steps_per_epoch})")
+    say(f"model       {count(parameters, 'parameter')}")
+    say(f"steps       {found['steps']:,} ({count(trainer.epochs, 'epoch')} of {trainer.loader.steps_per_epoch:,})")
     say(f"time        about {duration(found['seconds'])} of training on {trainer.device}, {trainer.precision.name}")
     say(f"memory      {found['memory'] / 2**30:.1f} GiB {where}")
     say("dry run: nothing was written")

@@ -104,4 +104,4 @@ class Inspector:
         self.model.train(was_training)
         rows = {"original": x, "view": view, "reconstruction": x_hat.float()}
         rows = {label: self.dataset.denormalize(images) for label, images in rows.items()}
-        reconstruction_figure(path, rows, f"{self.dataset.name}, validation images, epoch {epoch:g}")
+        reconstruction_figure(path, rows, f"{self.dataset.name}, validation images, epoch {round(epoch, 2):.10g}")

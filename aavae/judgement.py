@@ -16,6 +16,7 @@ from aavae.provenance import note, provenance
 from aavae.results import RESULTS
 from aavae.runtime import Precision, device_name
 from aavae.trained import Trained
+from aavae.words import count, epochs
 
 
 class Judgement:
@@ -104,7 +105,7 @@ class Judgement:
         seed = "" if t.seed is None else f", seed {t.seed}"
         parameters = sum(p.numel() for p in t.model.parameters())
         splits = ("train", "val", "test") if data.labelled else ("pretrain_val",)
-        say(f"model       {t.method}{seed}, {t.epoch:g} epochs, {parameters:,} parameters")
+        say(f"model       {t.method}{seed}, {epochs(t.epoch)}, {count(parameters, 'parameter')}")
         say(f"dataset     {data.name}: {', '.join(f'{len(data[s]):,} {s}' for s in splits)} images")
         say(f"device      {device_name(self.device)}, {self.precision.name}")
         say(f"folder      {shown(folder)}")

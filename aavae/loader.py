@@ -11,6 +11,7 @@ from aavae.datasets import Dataset, Split, to_float
 from aavae.errors import UserError
 from aavae.pipelines import Pipeline
 from aavae.runtime import Processes, generator_for, send
+from aavae.words import count
 
 
 class Batch(NamedTuple):
@@ -41,7 +42,9 @@ class Loader:
         if batch_size < 2:
             raise UserError(f"batch_size must be 2 or more (BatchNorm needs two images), not {batch_size}")
         if batch_size > len(self.split):
-            raise UserError(f"batch_size={batch_size} is larger than the training set of {len(self.split)} images")
+            raise UserError(
+                f"batch_size={batch_size} is larger than the training set of {count(len(self.split), 'image')}"
+            )
         self.share = (processes or Processes()).share(batch_size)
         self.steps_per_epoch = len(self.split) // batch_size
 

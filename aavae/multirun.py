@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from aavae import build, slurm, status, study, sweeps, threads
 from aavae.errors import Interrupted, UserError
 from aavae.sweeps import Job
+from aavae.words import count
 
 SHOWN = 10  # impossible jobs that are named one by one
 MOST = 10**6  # values of one key
@@ -119,7 +120,7 @@ class Multirun:
         if without := [key for key, values in grid.values.items() if not values]:
             raise UserError(f"the grid is empty: {without[0]} has no values")
         if len(grid) > cfg.sweep.max_jobs:
-            raise UserError(f"{len(grid):,} jobs? if you mean it, say sweep.max_jobs={len(grid)}")
+            raise UserError(f"{count(len(grid), 'job')}? if you mean it, say sweep.max_jobs={len(grid)}")
         jobs = grid.jobs()
         how = [o for o in self.overrides if o.startswith("hydra")]
         given = [*how, *jobs[0]]
@@ -154,7 +155,7 @@ class Multirun:
 
         known = "" if complete else ", as far as is known; the others are the sweeper's to choose"
         done = f", {len(plans) - len(left)} of them done" if len(left) < len(plans) else ""
-        print(f"sweep       {shown(folder)}: {len(plans)} job{'s' * (len(plans) != 1)}{done}{known}")
+        print(f"sweep       {shown(folder)}: {count(len(plans), 'job')}{done}{known}")
         print(f"steps       {sum(p.steps for p in left):,} in all")
         if speed:
             where = f"{self.gpus} GPUs at a time" if self.gpus > 1 else plans[0].device

@@ -6,7 +6,7 @@ It runs in a process of its own, so that the one that launches jobs holds no ima
 import json
 import multiprocessing
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from aavae import build, threads
 from aavae.errors import UserError
@@ -61,10 +61,13 @@ def _examine(jobs: list[list[str]], config_dir: str | None, primary: str) -> tup
 
     from aavae.console import Reporter
 
-    data, counted = _once(_dataset), _once(_flops)
-    plans = [
-        _plan(job, config_dir, primary, data, counted) for job in Reporter().track(jobs, len(jobs), "checking jobs")
-    ]
+    data, possible = _once(_dataset), _once(_possible)
+    facts = _Facts(data, _once(_network), _once(_flops))
+    with build.unchanged():
+        plans = [
+            _plan(job, config_dir, primary, possible, facts)
+            for job in Reporter().track(jobs, len(jobs), "checking jobs")
+        ]
     if any(plan.error for plan in plans) or not plans:
         return plans, 0.0, 0
     cfg = build.compose(plans[0].overrides, config_dir, primary)
@@ -95,28 +98,52 @@ def _dataset(node: dict, cfg) -> object:
     return data
 
 
-def _plan(job: list[str], config_dir: str | None, primary: str, data: Callable, counted: Callable) -> Plan:
+def _plan(job: list[str], config_dir: str | None, primary: str, possible: Callable, facts: "_Facts") -> Plan:
     try:
         cfg = build.compose(job, config_dir, primary)
         config = build.plain(cfg)
-        build.loggers(cfg)  # a package that is missing
-        trainer = build.trainer(cfg, data=data(config["dataset"], cfg), meta=True, asked=build.asked(job))
+        asked = build.asked(job)
+        # What a trainer refuses does not depend on which seed it is.
+        decides = config | {"seed": min(config["seed"], 0), "asked": None if asked is None else sorted(asked)}
+        return replace(possible(decides, cfg, asked, facts), overrides=job, config=config, identity=identity(config))
     except UserError as error:
         return Plan(job, error=str(error))
     except Exception as error:  # of somebody else's class, say
         return Plan(job, error=f"{type(error).__name__}: {error}")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What several jobs share, each found once for the plain config it depends on."""
+
+    data: Callable
+    network: Callable
+    flops: Callable
+
+
+def _possible(_: dict, cfg, asked: frozenset[str] | None, facts: _Facts) -> Plan:
+    """What a job will take. Raises UserError where it cannot be."""
     from aavae.runtime import pick_device
 
-    described = trainer.model.architecture | {"size": trainer.dataset.image_size}
+    build.loggers(cfg)  # a package that is missing
+    config = build.plain(cfg)
+    data = facts.data(config["dataset"], cfg)
+    described = build.architecture(cfg, data) | {"size": data.image_size}
+    trainer = build.trainer(cfg, data=data, net=facts.network(described, cfg, data), meta=True, asked=asked)
     return Plan(
-        job,
-        config,
-        identity(config),
-        trainer.total_steps,
-        counted(described, trainer) * trainer.total_steps * trainer.loader.batch_size,
-        _disk(trainer),
-        str(pick_device(cfg.device)),
+        [],
+        steps=trainer.total_steps,
+        flops=facts.flops(described, trainer) * trainer.total_steps * trainer.loader.batch_size,
+        disk=_disk(trainer),
+        device=str(pick_device(cfg.device)),
     )
+
+
+def _network(_: dict, cfg, data) -> object:
+    import torch
+
+    with torch.device("meta"):
+        return build.model(cfg, data)
 
 
 def _flops(described: dict, trainer) -> float:

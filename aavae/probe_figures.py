@@ -107,7 +107,7 @@ def geometry_figure(spectra: dict[str, Tensor], latents: dict[str, tuple[Tensor,
         axis.set_title(name, fontsize=SMALL)
         axis.set_xlabel("latent, sorted", fontsize=SMALL)
     for axis in (first, *others):
-        axis.tick_params(labelsize=SMALL)
+        axis.tick_params(which="both", labelsize=SMALL)
         axis.spines[["top", "right"]].set_visible(False)
     return png(figure)
 
@@ -117,9 +117,9 @@ def _spectra(axis, spectra: dict[str, Tensor]) -> None:
         relative = (values / values[0].clamp(min=1e-30)).clamp(min=FLOOR)
         axis.plot(range(1, len(values) + 1), relative, style, color=colour, label=label)
     axis.set(yscale="log")
-    axis.set_title("singular values", fontsize=SMALL)
+    axis.set_title("singular values, σ$_k$ / σ$_1$", fontsize=SMALL)  # beside wide tick labels it would not fit
     axis.set_xlabel("k", fontsize=SMALL)
-    axis.set_ylabel("σ$_k$ / σ$_1$", fontsize=SMALL)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(fontsize=SMALL, frameon=False)
 
 

@@ -36,11 +36,15 @@ def _work() -> int:
         description="Say what the jobs of a sweep, or the runs in any folder, have found: means over seeds on the "
         "screen and in DIR/sweep.md, every job in DIR/sweep.csv. Works while they run.",
         epilog="exit codes: 0 no job has failed, 1 some have or are dead, 2 something cannot be read or written",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"aavae {version('aavae')}")
     parser.add_argument("folders", nargs="+", metavar="DIR", type=Path, help="such as multirun/NAME, outputs, or a run")
+    asked, unknown = parser.parse_known_args()
+    if unknown:
+        raise UserError(f"there is no option {unknown[0]}, and there are no settings: aavae-report takes folders")
     code = 0
-    for folder in parser.parse_args().folders:
+    for folder in asked.folders:
         try:
             code = max(code, report(folder.expanduser()))
         except UserError as error:

@@ -5,6 +5,7 @@ import torch
 from aavae import checkpoint, schema
 from aavae.errors import Damaged, UserError, first_line
 from aavae.optim import restore as restore_optimizer
+from aavae.words import count
 
 
 def state_of(trainer) -> dict:
@@ -35,7 +36,7 @@ def restore(trainer, state: dict, origin: str) -> None:
     schema.check(state, {}, origin, schema.CONTINUED)
     if state["steps_per_epoch"] != trainer.loader.steps_per_epoch:
         raise UserError(
-            f"{origin} was trained with {state['steps_per_epoch']} steps per epoch, this run has "
+            f"{origin} was trained with {count(state['steps_per_epoch'], 'step')} per epoch, this run has "
             f"{trainer.loader.steps_per_epoch}: keep dataset and batch_size, or use resume=never"
         )
     if state["step"] > trainer.total_steps:

@@ -22,6 +22,7 @@ from aavae.results import RESULTS, read_results
 from aavae.runtime import device_name, has_bf16_units
 from aavae.signals import Signals, listening
 from aavae.trainer import Trainer
+from aavae.words import count, epochs
 
 
 class Run:
@@ -71,7 +72,7 @@ class Run:
             try:
                 remembered = self._resume()
                 if (records := self._finished()) is not None:
-                    self.reporter.say(f"{shown(self.folder)} is finished ({self.trainer.epoch:g} epochs); its results:")
+                    self.reporter.say(f"{shown(self.folder)} is finished ({epochs(self.trainer.epoch)}); its results:")
                     self.reporter.show(results_tables(records))
                     return self.trainer.score
                 heart = status.Heart(self.folder, self._facts, self.trainer.step > 0, command=self.command)
@@ -240,21 +241,22 @@ class Run:
 
     def _banner(self) -> None:
         t, cfg = self.trainer, self.config
-        parameters = sum(p.numel() for p in t.model.parameters())
+        images, parameters = count(len(t.loader.split), "image"), sum(p.numel() for p in t.model.parameters())
         encoder = sum(p.numel() for p in t.model.encoder.parameters())
         several = f", {t.processes.world} processes" if t.processes.world > 1 else ""
         say = self.reporter.say
         say(f"method      {cfg['method']}, seed {cfg['seed']}")
-        say(f"dataset     {t.dataset.name}: {len(t.loader.split):,} images for pretraining, {t.dataset.image_size}²")
-        say(f"model       {parameters:,} parameters ({encoder:,} in the encoder), latent {cfg['latent_dim']}")
+        say(f"dataset     {t.dataset.name}: {images} for pretraining, {t.dataset.image_size}²")
+        say(f"model       {count(parameters, 'parameter')} ({encoder:,} in the encoder), latent {cfg['latent_dim']}")
         hint = ""
         if t.precision.dtype is None and has_bf16_units(t.device):
             hint = " (precision=bf16 is faster on this CPU)"
         say(f"device      {device_name(t.device)}{several}, {t.precision.name}{hint}")
         if busy := threads.settle().busy:
             say(f"            {busy}")
+        epochs_of = f"{count(cfg['epochs'], 'epoch')} of {t.loader.steps_per_epoch:,}"
         start = f", from step {t.step:,}" if t.step else ""
-        say(f"training    {t.total_steps:,} steps: {cfg['epochs']} epochs of {t.loader.steps_per_epoch}{start}")
+        say(f"training    {count(t.total_steps, 'step')}: {epochs_of}{start}")
         say(f"folder      {shown(self.folder)}")
 
     # ---- End ------------------------------------------------------------------------------------------------------

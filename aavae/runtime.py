@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from aavae.errors import UserError
+from aavae.words import count
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 
@@ -44,7 +45,7 @@ def device_name(device: torch.device) -> str:
     """What a person calls it: the GPU's name, or the CPU with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    return f"{device.type}, {count(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else device.type
 
 
 def has_bf16_units(device: torch.device) -> bool:

@@ -21,6 +21,7 @@ from aavae.results import RESULTS
 from aavae.summary import Row, Spread, Summary, counted, tested
 from aavae.summary_columns import ABSENT, varying
 from aavae.summary_jobs import one_line, read_sweep
+from aavae.words import count
 
 CSV, MARKDOWN = "sweep.csv", "sweep.md"
 UNDONE = ("failed", "dead", "damaged", "interrupted")
@@ -151,8 +152,7 @@ def screen(summary: Summary) -> Table:
 
 
 def _count(summary: Summary) -> str:
-    jobs = len(summary.jobs)
-    return f"{jobs} job{'s' if jobs != 1 else ''}, {counted(summary.jobs)}"
+    return f"{count(len(summary.jobs), 'job')}, {counted(summary.jobs)}"
 
 
 def markdown(summary: Summary) -> str:

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from aavae.words import count
+
 SPIN = "20000"  # turns of libgomp's waiting loop before a thread sleeps; its default is 300,000
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # how threads wait, where the user has said so
 SHARED = "AAVAE_SHARED_CORES"  # set where a sweep has chosen OMP_NUM_THREADS for its job
@@ -93,5 +95,5 @@ def settle() -> Settled:
 
     if not chosen():
         torch.set_num_threads(max(1, min(torch.get_num_threads(), math.floor(free + SLACK))))
-    busy = f"the machine is busy: about {max(0.0, free):.1f} of {several} cores are free"
+    busy = f"the machine is busy: about {max(0.0, free):.1f} of {count(several, 'core')} are free"
     return Settled(torch.get_num_threads(), busy if free + SLACK < several else None)

@@ -27,6 +27,7 @@ from aavae.representations import TRAINED
 from aavae.runtime import Precision, Processes, compiler, generator_for, seed_default, seed_for, send
 from aavae.schedules import Schedule
 from aavae.signals import Signals
+from aavae.words import count
 
 
 class Trainer:
@@ -94,7 +95,9 @@ class Trainer:
         self.loader = Loader(dataset, augmentation, batch_size, seed, device, self.processes)
         rows = self.loader.share.stop - self.loader.share.start
         if rows % accumulate or rows // accumulate < 2:
-            raise UserError(f"{rows} images a process do not divide into {accumulate} parts of two or more")
+            raise UserError(
+                f"{count(rows, 'image')} a process cannot be divided into {count(accumulate, 'part')} of two or more"
+            )
         self.optimizer, self.schedule = optimizer(model), schedule(self.loader.steps_per_epoch)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = precision.scaler()

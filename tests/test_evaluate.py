@@ -246,7 +246,7 @@ def test_a_run_that_cannot_be_read_does_not_keep_the_others_from_being_judged(ru
         path.write_bytes(b"no checkpoint")
     (run / "results.json").unlink()
     ended = evaluate("-m", "run=broken,run", "probe=knn")
-    assert ended.code == 1 and "broken" in ended.err and "1 job(s) failed" in ended.err
+    assert ended.code == 1 and "broken" in ended.err and "1 job failed" in ended.err
     assert results("run")
 
 

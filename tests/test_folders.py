@@ -82,7 +82,7 @@ def test_a_test_part_without_classes_is_left_out_and_said(tmp_path, capsys, wrap
     assert not {*rows([read(p) for p in tmp_path.glob("test/**/*.png")])} & {
         row for split in data.splits.values() for row in rows(split.images)
     }
-    assert "the 7 images of the test part have no classes" in capsys.readouterr().out
+    assert "not used: 7 images of the test part, which have no classes" in capsys.readouterr().out
 
 
 def test_one_class_is_none(tmp_path, capsys):
@@ -404,7 +404,7 @@ def test_a_damaged_image_has_ways_out_that_lead_somewhere(tmp_path, train, in_me
     ended = train(*command)
     assert ended.code == 2 and "dog/05.png" in ended.err and not Path("run").exists()
     stopped = train(*command, "dataset.on_error=skip", "trainer.max_steps=2")
-    assert stopped.code == 0 and "left out    1 images that cannot be used: dog/05.png" in stopped.out
+    assert stopped.code == 0 and "left out    1 image that cannot be used: dog/05.png" in stopped.out
     went_on = train(*command, "dataset.on_error=skip")
     assert went_on.code == 0 and "from step 2" in went_on.out
     (tmp_path / "photos" / "dog" / "05.png").unlink()  # what was left out is gone: the same images

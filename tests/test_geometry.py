@@ -246,3 +246,19 @@ def test_geometry_as_configured_works_on_a_model():
     *records, picture = guest.probe.run(representations["mu"], trainer.dataset)
     assert picture.name == "geometry_mu" and len(records) == 8
     assert 1 <= measured(records)["rankme"] <= 32
+
+
+@pytest.mark.parametrize("images", [2, 4, 20])
+def test_nothing_is_cut_off_where_values_are_close(monkeypatch, images):
+    from aavae import probe_figures
+
+    drawn = []
+    monkeypatch.setattr(probe_figures, "png", lambda figure: drawn.append(figure) or b"")
+    spectrum = torch.linspace(1, 0.8, images)
+    geometry_figure({"a": spectrum, "b": spectrum[1:]}, {"c": (torch.linspace(0.011, 0.009, 8), 0.01)}, "title")
+    (figure,) = drawn
+    figure.canvas.draw()
+    first, second = boxes = [axis.get_tightbbox() for axis in figure.axes]
+    whole = figure.bbox
+    assert all(whole.x0 <= b.x0 and b.x1 <= whole.x1 and whole.y0 <= b.y0 and b.y1 <= whole.y1 for b in boxes)
+    assert first.x1 <= second.x0

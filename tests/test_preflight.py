@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from aavae import build, preflight
+from aavae.build import sources
 from aavae.errors import UserError
+from aavae.identity import identity
 
 DEBUG = ("trainer=debug", "probe=[]")
 
@@ -132,6 +134,69 @@ def test_somebody_else_s_exception_is_an_impossible_job_too(tmp_path, monkeypatc
         [["trainer=debug", "probe=mine"], ["trainer=debug", "probe=[]"]], str(tmp_path), "config"
     )
     assert "KeyError" in bad.error and good.error is None
+
+
+MIXED = [
+    [*DEBUG, *changes, f"seed={seed}"]
+    for changes in (
+        (),
+        ("method=vae", "loss.beta=0.1"),
+        ("method=ae", "loss.reduction=sum", "latent_dim=4"),
+        ("epochs=3", "batch_size=16", "trainer.checkpoint_epochs=[1,2]"),
+        ("batch_size=9999",),
+        ("++optimizer.kwargs.amsgrad=true", "optimizer.lr=1e-3"),
+        ("+optimizer.kwargs={betas:[0.5,0.9]}", "trainer.clip=1"),
+        ("optimizer=sgd", "optimizer.lr=-1"),
+        ("encoder.channels=8", "decoder.channels=16", "loss.log_scale=-1"),
+        ("dataset.image_size=24", "probe=[knn]", "probe.knn.k=3", "probe.knn.features=[h,mu]"),
+        ("data_dir=${method}", "precision=fp32"),
+    )
+    for seed in (0, 1)
+] + [[*DEBUG, "seed=-1"], [*DEBUG, "seed=-2"], [*DEBUG, "epoch=3"]]
+
+
+def slowly(job: list[str]) -> preflight.Plan:
+    """The plan of a job alone: its config composed by Hydra itself, a network and a trainer of its own."""
+    import hydra
+
+    try:
+        lines = build.for_hydra(job)
+        build.compose(job)
+        with hydra.initialize_config_module("aavae.conf", version_base="1.3"):
+            cfg = hydra.compose("config", lines)
+        trainer = build.trainer(cfg, meta=True, asked=build.asked(job))
+    except UserError as error:
+        return preflight.Plan(job, error=str(error))
+    config = build.plain(cfg)
+    flops = preflight._flops({"size": trainer.dataset.image_size}, trainer)
+    flops *= trainer.total_steps * trainer.loader.batch_size
+    return preflight.Plan(job, config, identity(config), trainer.total_steps, flops, preflight._disk(trainer), "cpu")
+
+
+def test_many_jobs_are_planned_together_as_each_alone(monkeypatch, tmp_path):
+    built = []
+    model = build.model
+    monkeypatch.setattr(build, "model", lambda *given: built.append(given) or model(*given))
+    together, _, _ = preflight._examine(MIXED, None, "config")
+    assert len(built) < len(MIXED) / 2
+    alone = [slowly(job) for job in MIXED]
+    assert together == alone
+    assert [*map(str, together)] == [*map(str, alone)]  # 1 is not 1.0, nor true
+    assert len({plan.identity for plan in together}) > len(MIXED) / 2
+
+
+def test_files_of_the_user_s_are_read_once_and_read_again_later(tmp_path, monkeypatch):
+    (tmp_path / "experiment").mkdir()
+    mine = tmp_path / "experiment" / "mine.yaml"
+    mine.write_text("# @package _global_\nepochs: 3\n")
+    jobs = [[*DEBUG, "experiment=mine", f"seed={seed}"] for seed in range(4)]
+    reads, read = [], sources.own_files
+    monkeypatch.setattr(sources, "own_files", lambda *given: reads.append(given) or read(*given))
+    monkeypatch.setattr(preflight, "_speed", lambda *_: 1.0)
+    assert [p.config["epochs"] for p in preflight._examine(jobs, str(tmp_path), "config")[0]] == [3] * 4
+    assert len(reads) <= 2  # for the jobs, and for what is timed
+    mine.write_text("# @package _global_\nepochs: 4\n")
+    assert build.compose(jobs[0], str(tmp_path)).epochs == 4
 
 
 def test_the_speed_is_that_of_the_estimate():

@@ -11,13 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 from aavae.build.arguments import arguments, for_completion
 from aavae.build.config import compose, folder, for_hydra, hydra_node, parse, plain, to_yaml
 from aavae.build.hints import quoted
-from aavae.build.sources import groups, options, own_folders
+from aavae.build.sources import groups, options, own_folders, unchanged
 from aavae.errors import UserError
 
 __all__ = (
     "architecture", "arguments", "asked", "augmentation", "compose", "dataset", "folder", "for_completion", "for_hydra",
     "groups", "hydra_node", "loggers", "loss", "model", "options", "own_folders", "parse", "plain", "probes",
-    "quoted", "to_yaml", "trainer",
+    "quoted", "to_yaml", "trainer", "unchanged",
 )  # fmt: skip
 
 MODEL_ARGUMENTS = ("log_scale", "learn_scale", "sample")  # of the loss group, but owned by the model
@@ -133,11 +133,13 @@ def _scaled(cfg: DictConfig, data) -> tuple[dict, float]:
     return settings | {"lr": settings["lr"] * factor}, factor
 
 
-def trainer(cfg: DictConfig, processes=None, *, data=None, meta: bool = False, asked: Container[str] | None = None):
+def trainer(
+    cfg: DictConfig, processes=None, *, data=None, net=None, meta: bool = False, asked: Container[str] | None = None
+):
     """The trainer with everything it needs, data loaded; `fit` trains. Raises UserError for what cannot work.
 
-    `data` is the dataset, if it is there already; `asked` are the probes that must be possible (None: all). With
-    `meta` the networks are on the meta device: all is checked, and nothing can be computed.
+    `data` is the dataset and `net` the model, if they are there already; `asked` are the probes that must be possible
+    (None: all). With `meta` the networks are on the meta device: all is checked, and nothing can be computed.
     """
     import torch
 
@@ -157,7 +159,7 @@ def trainer(cfg: DictConfig, processes=None, *, data=None, meta: bool = False, a
     objective, data = loss(cfg), data or dataset(cfg)
     augment = augmentation(cfg, data)
     with device if meta else contextlib.nullcontext():
-        net = model(cfg, data)
+        net = net or model(cfg, data)
     settings, factor = _scaled(cfg, data)
     loop = OmegaConf.to_container(cfg.trainer, resolve=True)
     looking = {name: loop.pop(name) for name in INSPECTOR_ARGUMENTS}

@@ -61,9 +61,10 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
             return found[0]
     misplaced = [k for k in known if letters(k).endswith(f".{letters(last)}")]
     siblings = [k for k in known if parent and k.startswith(f"{parent}.")]
-    misspelt = difflib.get_close_matches(letters(name), spelt, 1)
+    # Of a key whose group there is, the group's name says nothing about what was meant in it.
+    misspelt = [] if siblings else difflib.get_close_matches(letters(name), spelt, 1)
     lasts = {letters(k.rpartition(".")[2]): k for k in reversed(siblings or known)}
-    alike = difflib.get_close_matches(letters(last), lasts, 1, 0.75)
+    alike = difflib.get_close_matches(letters(last), lasts, 1, 0.6 if siblings else 0.75)
     found = misplaced or [spelt[m] for m in misspelt] or [lasts[m] for m in alike]
     return found[0] if found else None
 

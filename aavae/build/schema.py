@@ -41,8 +41,8 @@ class Schema:
     """What is known of the keys of `cfg`, composed from `primary`; `own` are groups that the user has made."""
 
     def __init__(self, cfg: DictConfig, primary: str, own: frozenset[str] = frozenset()):
-        self.cfg, self.own = cfg, own
-        self.known = _dials(primary)
+        self.own = own
+        self.known, self.groups = _dials(primary), [*_groups(primary), *PRESETS * (primary == "config"), *sorted(own)]
         for group in _groups(primary):
             node = cfg._get_node(group)
             if group in NAMED:
@@ -69,17 +69,20 @@ class Schema:
 
     def keys(self) -> list[str]:
         """All keys there are, dotted."""
-        return [*_dotted(self.known), *sources.groups()]
+        return [*_dotted(self.known), *self.groups]
 
     def _hint(self, key: str) -> str:
         group, _, rest = key.partition(".")
         if rest and (having := [name for name, node in _options(group) if _has(node, rest)]):
             return f" with what is chosen; {group}={','.join(having)} has it"
-        near = hints.nearest(key, self.keys())
-        if not near and (elsewhere := hints.alias(key)):
-            group, _, rest = elsewhere.partition(".")
-            if having := [name for name, node in _options(group) if _has(node, rest)]:
-                return f"; did you mean {elsewhere}, which {group}={','.join(having)} has?"
+        keys = self.keys()
+        if (other := hints.alias(key)) and other not in keys and (not rest or other.startswith(f"{group}.")):
+            chosen, _, setting = other.partition(".")
+            if having := [name for name, node in _options(chosen) if _has(node, setting)]:
+                return f"; did you mean {other}, which {chosen}={','.join(having)} has?"
+        near = hints.nearest(key, keys)
+        if not near and rest and "." not in rest and f"{group}.kwargs" in keys:
+            return f"; what else its class takes is typed {group}.kwargs.{rest}="
         return f"; did you mean {near}?" if near else "; --cfg job shows all keys"
 
     def check(self, config: dict) -> Iterator[tuple[str, str]]:
@@ -176,7 +179,7 @@ def _names(examples: list) -> str:
             names.append(f"a list of {LISTS[kind]}" if kind in LISTS else "a list, such as [1,2]")
         else:
             names.append("auto" if example == "auto" else "null" if example is None else WANTED[type(example)])
-    names = list(dict.fromkeys(names))
+    names = ["a name, such as auto"] if {*names} == {"auto"} else list(dict.fromkeys(names))
     return " or ".join([n for n in names if n not in ("null", "auto")] + [n for n in ("auto", "null") if n in names])
 
 

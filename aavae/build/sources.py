@@ -2,7 +2,9 @@
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from functools import cache, wraps
 from importlib import resources
 from pathlib import Path
 
@@ -17,6 +19,34 @@ from aavae.errors import UserError
 
 SHIPPED = Path(str(resources.files("aavae.conf")))
 OTHERS = ("__pycache__", "wandb")  # wandb/ holds sweeps that Weights & Biases reads, not Hydra
+
+
+_memory: ContextVar[dict | None] = ContextVar("memory", default=None)
+
+
+@contextlib.contextmanager
+def unchanged() -> Iterator[None]:
+    """While it lasts, the user's files are read once, for thousands of configs that are made of them."""
+    before = _memory.set({})
+    try:
+        yield
+    finally:
+        _memory.reset(before)
+
+
+def remembered(function: Callable) -> Callable:
+    """A function of the user's files that is asked once for the same arguments while they are `unchanged`."""
+
+    @wraps(function)
+    def known(*arguments):
+        if (memory := _memory.get()) is None:
+            return function(*arguments)
+        key = (function, *arguments)
+        if key not in memory:
+            memory[key] = function(*arguments)
+        return memory[key]
+
+    return known
 
 
 @contextlib.contextmanager
@@ -51,10 +81,19 @@ def own_folders(config_dir: str | None, overrides: Sequence[Override] = ()) -> t
 
 def groups(folders: Sequence[Path] = ()) -> frozenset[str]:
     """The config groups; with `folders`, those that the user has made too."""
-    found = [p.relative_to(SHIPPED) for p in SHIPPED.rglob("*") if p.is_dir() and p.name not in OTHERS]
-    for root in folders:  # which may hold anything: not searched to the bottom
-        found += [p.relative_to(root).parent for depth in ("*/*.yaml", "*/*/*.yaml") for p in root.glob(depth)]
-    return frozenset(p.as_posix() for p in found)
+    return frozenset().union(_shipped_groups(), *map(_own_groups, folders))
+
+
+@cache
+def _shipped_groups() -> frozenset[str]:
+    found = (p for p in SHIPPED.rglob("*") if p.is_dir() and p.name not in OTHERS)
+    return frozenset(p.relative_to(SHIPPED).as_posix() for p in found)
+
+
+@remembered
+def _own_groups(root: Path) -> frozenset[str]:
+    files = (p for depth in ("*/*.yaml", "*/*/*.yaml") for p in root.glob(depth))  # it may hold anything
+    return frozenset(p.relative_to(root).parent.as_posix() for p in files)
 
 
 def options(group: str, folders: Sequence[Path] = ()) -> list[str]:

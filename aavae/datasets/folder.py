@@ -13,6 +13,7 @@ from aavae.datasets.store import Store, reporter
 from aavae.datasets.streaming import StreamedSplit
 from aavae.errors import UserError
 from aavae.pipelines import Pipeline, ResizedCrops
+from aavae.words import count
 
 
 def read_labelled(path: Path, image_size: int, num_classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -25,9 +26,9 @@ def read_labelled(path: Path, image_size: int, num_classes: int) -> tuple[Tensor
     _say([*store.notes, *found.notes])
     if len(found.classes) != num_classes or "test" not in found.parts:
         raise UserError(
-            f"{path} should hold train/<class>/ and test/<class>/ for {num_classes} classes, but has "
-            f"{len(found.classes)} classes and the parts {', '.join(found.parts)}; dataset=image_folder takes other "
-            "layouts"
+            f"{path} should hold train/<class>/ and test/<class>/ for {count(num_classes, 'class')}, but has "
+            f"{count(len(found.classes), 'class')} and the parts {', '.join(found.parts)}; "
+            "dataset=image_folder takes other layouts"
         )
     out = []
     for part in ("train", "test"):
@@ -173,7 +174,9 @@ class ImageFolder(Dataset):
         for part in ("train", "val", "test"):
             counts = labels[part].bincount(minlength=self.num_classes)
             if missing := [self.classes[i] for i in (counts == 0).nonzero().flatten().tolist()]:
-                _say([f"{len(missing):,} of {self.num_classes:,} classes have no {part} images: {listed(missing)}"])
+                _say(
+                    [f"{len(missing):,} of {count(self.num_classes, 'class')} have no {part} images: {listed(missing)}"]
+                )
 
     def fingerprint(self) -> str:
         """A short hash over all splits; of streamed images its second half says the bytes, where they are known."""

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from aavae.errors import UserError
+from aavae.words import count
 
 WORDS = {
     "train": ("train", "training"),
@@ -144,7 +145,9 @@ def _with_classes(parts: dict[str, list[str]], depths: dict[str, int]) -> Layout
     kept = {}
     for part, members in parts.items():
         if part == "test" and not classes:
-            notes.append(f"the {len(members):,} images of the test part are not used: there are no labels to test with")
+            notes.append(
+                f"not used: {count(len(members), 'image')} of the test part, as there are no labels to test with"
+            )
             continue
         if part != "train" and classes:
             depths[part] = _wrappers(members, depths[part], lambda folder: folder in classes)
@@ -152,7 +155,7 @@ def _with_classes(parts: dict[str, list[str]], depths: dict[str, int]) -> Layout
             if flat:
                 instead = f"images of the training part are held out for {part} instead"
                 notes.append(
-                    f"the {len(members):,} images of the {part} part have no classes and are not used; {instead}"
+                    f"not used: {count(len(members), 'image')} of the {part} part, which have no classes; {instead}"
                 )
                 continue
         kept[part] = members

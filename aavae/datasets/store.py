@@ -20,6 +20,7 @@ from aavae.datasets import checked, decode, listing
 from aavae.datasets.layout import common_folder, listed, readable
 from aavae.errors import UserError
 from aavae.threads import cores
+from aavae.words import count
 
 THREADS = 8  # for reading into memory
 PIECE = 256  # images of a thread's job: a job each costs more than decoding a small one
@@ -175,7 +176,7 @@ class Store:
             return
         named = listed((f"{error.name} {error.reason}" for error in bad), 10)
         if self.skip:
-            reporter().say(f"left out    {len(bad):,} images that cannot be used: {named}")
+            reporter().say(f"left out    {count(len(bad), 'image')} that cannot be used: {named}")
             return
         advice = "" if self.skip is None else ", or leave out what cannot be used with dataset.on_error=skip"
         if len(bad) == 1:

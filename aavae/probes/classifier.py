@@ -12,6 +12,7 @@ from aavae.datasets import Dataset, Split, to_float
 from aavae.errors import UserError
 from aavae.representations import Representation
 from aavae.runtime import Precision, generator_for, send
+from aavae.words import count
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -95,8 +96,9 @@ class SGD:
     def protocol(self, how: Plan) -> str:
         """What a record says about it."""
         return (
-            f"{how.epochs} epochs, {how.steps} steps of {how.size} images, SGD, Nesterov momentum {self.momentum:g}, "
-            f"weight decay {self.weight_decay:g}, lr {self.peak(how.size):g}, cosine over {how.cosine_steps} steps"
+            f"{count(how.epochs, 'epoch', 'd')}, {count(how.steps, 'step', 'd')} of {count(how.size, 'image', 'd')}, "
+            f"SGD, Nesterov momentum {self.momentum:g}, weight decay {self.weight_decay:g}, "
+            f"lr {self.peak(how.size):g}, cosine over {count(how.cosine_steps, 'step', 'd')}"
         )
 
 

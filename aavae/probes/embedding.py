@@ -9,6 +9,7 @@ from aavae.figures import thumbnails
 from aavae.probe_figures import embedding_figure
 from aavae.probes import Picture, record
 from aavae.representations import Representation
+from aavae.words import count
 
 FEWEST = 4  # fewer leave t-SNE no neighbours
 
@@ -94,8 +95,9 @@ class Embedding:
         title = f"Maps of {encode.name}, {dataset.name}, {n} images"
         names = dataset.classes or [str(c) for c in range(dataset.num_classes)]
         picture = embedding_figure(maps, images, None if labels is None else labels.cpu(), names, title)
-        share_how = f"share of the variance of {dims} features in 2 principal components, float32"
-        trust_how = f"t-SNE (scikit-learn) from PCA, perplexity {perplexity:.3g}, {neighbours(n)} neighbours, float32"
+        share_how = f"share of the variance of {count(dims, 'feature', 'd')} in 2 principal components, float32"
+        near = count(neighbours(n), "neighbour", "d")
+        trust_how = f"t-SNE (scikit-learn) from PCA, perplexity {perplexity:.3g}, {near}, float32"
         return [
             record("embedding", encode.name, "pretrain_val", share, n, share_how, "pca_explained_variance"),
             record("embedding", encode.name, "pretrain_val", trust, n, trust_how, "trustworthiness"),

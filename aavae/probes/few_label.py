@@ -11,6 +11,7 @@ from aavae.errors import UserError
 from aavae.probes import record
 from aavae.representations import Representation
 from aavae.runtime import generator_for
+from aavae.words import count
 
 
 def draw_per_class(labels: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -42,8 +43,8 @@ class FewLabel:
             possible = [n for n in self.labels_per_class if n <= scarcest] or [scarcest]
             cure = f"probe.few_label.labels_per_class=[{','.join(map(str, possible))}] can be done"
             raise UserError(
-                f"probe.few_label: {most} labels a class were asked for, but a class has only {scarcest} "
-                f"training images; {cure if scarcest else 'leave few_label out of probe='}"
+                f"probe.few_label: {count(most, 'label')} a class were asked for, but a class has only "
+                f"{count(scarcest, 'training image')}; {cure if scarcest else 'leave few_label out of probe='}"
             )
 
     def run(self, encode: Representation, dataset: Dataset) -> list[dict]:
@@ -60,7 +61,7 @@ class FewLabel:
                 chosen = chosen.to(train.device)
                 nearest = (test @ train[chosen].T).argmax(1)
                 accuracies.append((labels[chosen][nearest] == truth).float().mean().item())
-            drawn = f"{n} label{'s' * (n > 1)} a class, {self.draws} draws from {len(labels)} training images"
+            drawn = f"{count(n, 'label', 'd')} a class, {self.draws} draws from {len(labels)} training images"
             protocol = f"1-NN, cosine, {drawn}, seed {self.seed}, float32"
             for metric, value in (
                 ("accuracy", statistics.fmean(accuracies)),

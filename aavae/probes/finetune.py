@@ -16,6 +16,7 @@ from aavae.probes.classifier import SGD, Plan, cropped_batches, linear_head, pla
 from aavae.probes.few_label import draw_per_class
 from aavae.representations import Representation
 from aavae.runtime import Precision, full_float32, generator_for, seed_default, seed_for, without_search
+from aavae.words import count
 
 HELD_OUT = ("val", "test")
 
@@ -184,7 +185,7 @@ class Semi:
             model = fine_tuned(encode, dataset, train.take(chosen), self.sgd, how, keys, what)
             for split, found in accuracies.items():
                 found.append(accuracy(model, encode, dataset[split], f"{what}, {split} images"))
-        labels = f"{n} label{'s' * (n > 1)} a class" + (f", {self.draws} draws" if self.draws > 1 else "")
+        labels = f"{count(n, 'label', 'd')} a class" + (f", {self.draws} draws" if self.draws > 1 else "")
         protocol, records = _protocol(labels, self.sgd, how, dataset, self.seed, encode.precision), []
         for split, found in accuracies.items():
             values = {"accuracy": statistics.fmean(found)}

@@ -15,6 +15,7 @@ from aavae.probes import Picture, record
 from aavae.probes.similarity import view_features
 from aavae.representations import Representation
 from aavae.runtime import full_float32
+from aavae.words import count
 
 EPSILON = 1e-7  # of RankMe (Garrido et al. 2023, §3)
 
@@ -124,10 +125,9 @@ class Geometry:
             found, latents = self._latents(encode, split, features)
             measured |= found
         title = f"Geometry of {encode.name}, {dataset.name}, {len(split)} images"
+        where = count(dims, "dimension", "d")
         records = [
-            record(
-                "geometry", encode.name, "pretrain_val", value, len(split), f"{dims} dimensions, float32; {how}", metric
-            )
+            record("geometry", encode.name, "pretrain_val", value, len(split), f"{where}, float32; {how}", metric)
             for metric, (value, how) in measured.items()
         ]
         return [*records, Picture(f"geometry_{encode.name}", geometry_figure(spectra, latents, title))]
@@ -144,5 +144,5 @@ class Geometry:
                 "kl_max": (kl.max(), "KL(q(z|x) ‖ p(z)) per latent in nats, mean over images, largest latent"),
                 "sigma_mean": (sigma.mean(), "σ of q(z|x), mean over images and latents"),
             }
-            latents[f"KL in nats: mean {kl.mean():.2f}, largest {kl.max():.2f}"] = (kl, None)
+            latents[f"KL in nats: mean {kl.mean():.2g}, largest {kl.max():.2g}"] = (kl, None)
         return measured, latents

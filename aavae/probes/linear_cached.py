@@ -8,6 +8,7 @@ from aavae.datasets import Dataset
 from aavae.errors import UserError
 from aavae.probes import record
 from aavae.representations import Representation
+from aavae.words import count
 
 
 def fit_softmax(features: Tensor, labels: Tensor, num_classes: int, weight_decay: float, steps: int) -> nn.Linear:
@@ -52,8 +53,9 @@ class LinearCached:
         chosen = max(heads, key=lambda w: accuracy(heads[w], "val"))
         tried = ", ".join(f"{w:g}" for w in self.weight_decays)
         protocol = (
-            f"standardised features, softmax regression, up to {self.steps} steps of L-BFGS, no augmentation, "
-            f"weight decay {chosen:g} chosen on val among {tried}, {len(labels)} training images, float32"
+            f"standardised features, softmax regression, up to {count(self.steps, 'step', 'd')} of L-BFGS, no "
+            f"augmentation, weight decay {chosen:g} chosen on val among {tried}, {len(labels)} training "
+            "images, float32"
         )
         return [
             record("linear_cached", encode.name, s, accuracy(heads[chosen], s), len(data[s][1]), protocol)

@@ -11,6 +11,7 @@ from aavae.probes import record
 from aavae.probes.classifier import linear_head
 from aavae.representations import Representation
 from aavae.runtime import Precision, full_float32, generator_for, send
+from aavae.words import count
 
 SETTINGS = ("lr", "batch_size", "every", "seed")
 
@@ -136,9 +137,9 @@ class Online:
         n = len(dataset["train"])
         protocol = (
             f"linear classifier learned beside the encoder, {n} training images, {dataset.crops()}, "
-            f"Adam, lr {self.lr:g}, {self.steps} steps of {min(self.batch_size, n)} images, every={self.every}, "
-            f"last step, seed {self.seed}, learned from features in {self.learned_in or 'unknown'} precision, "
-            "judged on float32 ones"
+            f"Adam, lr {self.lr:g}, {count(self.steps, 'step', 'd')} of {min(self.batch_size, n)} images, "
+            f"every={self.every}, last step, seed {self.seed}, "
+            f"learned from features in {self.learned_in or 'unknown'} precision, judged on float32 ones"
         )
         return [
             record("online", encode.name, s, self.accuracy(encode, s), len(dataset[s]), protocol)
