@@ -666,7 +666,7 @@ def test_truncated_image_is_named(tmp_path, extension, keep):
     save(tmp_path, [*classes(""), f"dog/broken.{extension}"])
     file = tmp_path / "dog" / f"broken.{extension}"
     file.write_bytes(file.read_bytes()[: int(keep * file.stat().st_size)])
-    with pytest.raises(UserError, match=rf"dog/broken\.{extension}.*damaged") as error:
+    with pytest.raises(UserError, match=rf"dog/broken\.{extension}.* is (damaged|empty)") as error:
         ImageFolder(tmp_path, image_size=12).load()
     assert "\n" not in str(error.value)
 

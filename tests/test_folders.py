@@ -1,6 +1,9 @@
 """Image folders that are not what they look like: understood, or refused in a sentence; against zipfile, PIL and os."""
 
 import os
+import shutil
+import subprocess
+import tempfile
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -58,11 +61,20 @@ def test_validation_in_any_spelling_is_validation(tmp_path, val):
         (classes("test/", 5) + classes("", 5), ["test/", "cat/"]),
         (classes("train/", 5) + classes("", 5), ["train/", "cat/"]),
         (classes("Testing/", 5), ["Testing/", "train/"]),
-        (["cat/train/1.png", "cat/test/2.png", "dog/train/1.png", "dog/test/2.png"], ["cat/train/", "train/cat/"]),
+        (["cat/train/1.png", "cat/test/2.png", "dog/train/1.png", "dog/test/2.png"], ["cat/train/", "test/cat/"]),
         (classes("train/", 5) + classes("test/", 5) + ["test/loose.png"], ["test", "loose.png"]),
+        (classes("train/", 5) + classes("test/", 5) + ["cover.png"], ["train/", "loose images (cover.png)"]),
+        ([*classes("", 5), "cat/val/1.png", "dog/val/2.png"], ["cat/val/", "val/cat/"]),
+        ([*classes("train/", 5), "train/cat/test/1.png"], ["cat/test/", "test/cat/"]),
+        (classes("data/train/", 5) + classes("data/test/", 5) + ["cover.png"], ["data/train/", "dataset.path="]),
+        ([f"{kind}/{i}.png" for kind in ("images", "masks") for i in range(5)], ["images/ beside masks/"]),
+        ([f"{i}/1.png" for i in range(30)], ["30 in 30 classes", "one folder"]),
     ],
-    ids=["seg_", "cyclegan", "coco", "twice", "test beside classes", "train beside classes", "test", "inside", "loose"],
-)
+    ids=[
+        "seg_", "cyclegan", "coco", "twice", "test beside classes", "train beside classes", "test", "inside", "loose",
+        "loose beside parts", "val inside", "test inside train", "wrapped parts", "masks", "one image a class",
+    ],
+)  # fmt: skip
 def test_what_could_be_read_in_two_ways_is_refused_and_named(tmp_path, names, said):
     with pytest.raises(UserError) as error:
         loaded(save(tmp_path, names))
@@ -88,6 +100,15 @@ def test_a_test_part_without_classes_is_left_out_and_said(tmp_path, capsys, wrap
 def test_one_class_is_none(tmp_path, capsys):
     data = loaded(save(tmp_path, classes("", 20, ["cat"])))
     assert not data.labelled and "one class folder only, cat/" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["", "train/"])
+def test_folders_within_classes_are_said(tmp_path, capsys, part):
+    data = loaded(save(tmp_path, [n for fold in ("fold1/", "fold2/") for n in classes(f"{part}{fold}", 10)]))
+    assert data.classes == ["fold1", "fold2"]
+    assert "folders within, such as fold1/cat/, are not told apart" in capsys.readouterr().out
+    save(tmp_path / "tiny", [f"train/{c}/images/{i}.png" for c in ("a", "b") for i in range(10)])
+    assert loaded(tmp_path / "tiny").classes == ["a", "b"] and "within" not in capsys.readouterr().out
 
 
 def test_loose_images_beside_folders_are_said(tmp_path, capsys):
@@ -185,10 +206,40 @@ def test_pipes_broken_links_and_names_that_are_no_text(tmp_path, capsys):
 
 
 def test_a_class_whose_name_is_no_text_can_be_printed(tmp_path):
-    save(tmp_path, classes("", 10))
+    save(tmp_path, classes("", 10, ["cat", "dog", "two\nlines"]))
     os.rename(tmp_path / "dog", os.fsencode(str(tmp_path)) + b"/h\xfcnd")
     data = loaded(tmp_path)
-    assert [name.encode() for name in data.classes] == [b"cat", rb"h\xfcnd"]
+    assert [name.encode() for name in data.classes] == [b"cat", rb"h\xfcnd", rb"two\nlines"]
+
+
+@pytest.fixture
+def nobody():
+    """A folder that anyone may enter; what follows runs as a user whom permissions bind."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    as_root = os.geteuid() == 0
+    if as_root:
+        loaded(save(folder / "warm", classes("")))  # imports lie where nobody else may read
+        os.seteuid(65534)
+    yield folder
+    if as_root:
+        os.seteuid(0)
+    subprocess.run(["chmod", "-R", "u+rwx", folder], check=True)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("locked", "mode"), [("dog", 0), ("dog", 0o444), (".", 0), ("dog/sub", 0), ("dog/00.png", 0)], ids=str
+)
+def test_what_may_not_be_read_is_named_and_never_left_out_unsaid(nobody, locked, mode):
+    root = save(nobody / "images", [*classes(""), "dog/sub/1.png"])
+    (root / locked).chmod(mode)
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)") as error:
+        loaded(root)
+    assert str(error.value).startswith("the image dog/00.png" if mode == 0 and "png" in locked else str(root / locked))
+    (root / locked).chmod(0)
+    with pytest.raises(UserError, match=r"cannot be read \(.*Permission denied"):
+        loaded(root / locked / "a.zip" if (root / locked).is_dir() else root)
 
 
 def test_what_is_passed_over_is_said_once_with_counts(tmp_path, capsys):
@@ -201,6 +252,17 @@ def test_what_is_passed_over_is_said_once_with_counts(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("passed over: 1 .avif, 2 .heic, 1 .txt, 1 hidden\n") == 1
     assert out.count("folders without images: cow/, horse/\n") == 1
+
+
+def test_archives_are_named_and_litter_is_no_class(tmp_path, capsys):
+    save(tmp_path / "images", [*classes(""), "@eaDir/1.png", "$RECYCLE.BIN/1.png", "lost+found/1.png"])
+    (tmp_path / "images" / "more.zip").write_bytes(b"PK")
+    assert loaded(tmp_path / "images").classes == ["cat", "dog"]
+    assert "not opened: more.zip; unpack archives" in capsys.readouterr().out
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "photos.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"holds no images.*not opened: photos\.zip; .* name a zip itself"):
+        loaded(tmp_path / "only")
 
 
 # ---- Pixels -------------------------------------------------------------------------------------------------------
@@ -264,6 +326,18 @@ def test_large_images_are_read_up_to_a_limit_that_is_named(tmp_path, monkeypatch
 
 
 # ---- Stratified ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_an_image_that_is_all_but_a_line_or_nothing_is_refused(tmp_path, in_memory):
+    root = save(tmp_path, classes(""))
+    Image.new("RGB", (1201, 12)).save(root / "cat" / "line.png")
+    Image.new("RGB", (1200, 12)).save(root / "cat" / "long.png")
+    (root / "dog" / "empty.jpg").write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        loaded(root, in_memory=in_memory, workers=0)
+    said = str(error.value)
+    assert "2 images" in said and "cat/line.png is 1,201×12 pixels" in said and "dog/empty.jpg is empty" in said
 
 
 def test_splits_are_stratified_as_scikit_learn_does():

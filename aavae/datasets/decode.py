@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+LONGEST = 100  # times the shorter side: more than that would take gigabytes once the shorter side is resized
 LIMIT = 300_000_000  # pixels; in RGB they take 0.9 GB
 FILE_LIMIT = 2**30  # bytes of a file, or of what a zip says that it holds
 
@@ -31,6 +32,8 @@ def rgb(data: bytes) -> Image.Image:
 
     Of 16 bits the upper eight are kept; 32-bit integers and floats, whose range nobody knows, are refused.
     """
+    if not data:
+        raise Unreadable("is empty")
     try:
         image = Image.open(io.BytesIO(data))
         refuse_pixels(*image.size)
@@ -49,14 +52,16 @@ def rgb(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         raise Unreadable("is damaged, or of a kind that PIL does not read") from error
     except Exception as error:  # PIL's plugins raise some fifteen kinds
-        raise Unreadable(f"is damaged ({error})") from error
+        raise Unreadable(f"is damaged ({str(error) or type(error).__name__})") from error
 
 
 def refuse_pixels(width: int, height: int) -> None:
-    """Raise Unreadable for an image of too many pixels, before they are decoded."""
+    """Raise Unreadable for an image of too many pixels, or all but a line, before they are decoded."""
     if width * height > LIMIT:
         size = f"{width * height / 1e6:,.0f} megapixels ({width:,}×{height:,})"
         raise Unreadable(f"has {size}, more than the {LIMIT / 1e6:,.0f} of the largest that is read")
+    if max(width, height) > LONGEST * min(width, height):
+        raise Unreadable(f"is {width:,}×{height:,} pixels, with one side more than {LONGEST} times the other")
 
 
 def _shift(image: Image.Image) -> int | None:

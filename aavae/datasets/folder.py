@@ -158,7 +158,12 @@ class ImageFolder(Dataset):
         if empty := [part for part, some in names.items() if not some and part in self.parts]:
             raise UserError(f"no image of the {empty[0]} part of {self.path} can be used")
         if not all(names.values()):
-            raise UserError(f"{self.path} holds too few images to hold out a tenth of them for validation")
+            n, cure = sum(map(len, self.parts.values())), ""
+            if self.classes:
+                cure = (
+                    f" in {self.num_classes:,} classes, each of which keeps one; put them into one folder to do without"
+                )
+            raise UserError(f"{self.path} holds too few images to hold out some for validation: {n:,}{cure}")
         return names, labels
 
     def _hold_out(self, part: str, names: dict[str, list[str]], labels: dict[str, Tensor]) -> None:

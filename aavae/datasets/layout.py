@@ -19,6 +19,7 @@ PART = re.compile(
 )  # fmt: skip
 # Part of a folder's name, such as seg_train, train2017 or testA: not understood, and no class either.
 LIKE_A_PART = {word for words in WORDS.values() for word in words} | {"holdout", "heldout", "pred", "prediction"}
+IMAGES = {"images", "imgs", "image", "img", "jpegimages"}  # what lies beside it is masks and the like
 WRAPPERS = {"images", "imgs", "data", "unknown", "unlabeled", "unlabelled"}  # of a test part without classes
 
 
@@ -46,8 +47,9 @@ def part_of(folder: str) -> str | None:
 
 
 def readable(name: str) -> str:
-    """A file's name as text that can be printed: bytes that are no UTF-8 are written as \\xNN."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A file's name as text for one line: bytes that are no UTF-8 are written as \\xNN, a line's end as \\n."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def listed(names, most: int = 5) -> str:
@@ -78,15 +80,15 @@ def layout(names: list[str]) -> Layout:
             f"dataset.path has {' and '.join(both)}, which both say {twice[0]}; merge them, or move one away"
         )
     if "train" not in parts.values():
-        raise UserError(f"dataset.path has {', '.join(f'{top}/' for top in parts)} but no train/ folder")
+        raise UserError(f"dataset.path has {', '.join(f'{top}/' for top in parts)} but no train/ folder with images")
     found = {part: by_top[top] for top, part in parts.items()}
     return _with_classes(found, dict.fromkeys(found, 1))
 
 
 def _refuse_half_understood(by_top: dict[str, list[str]], parts: dict[str, str | None]) -> None:
     tops = [top for top in by_top if top]
-    nested = {top: {n.split("/")[1] for n in members if n.count("/") > 1} for top, members in by_top.items()}
-    strange = [f"{top}/" if top else "loose images" for top, part in parts.items() if not part]
+    nested = {top: any(n.count("/") > 1 for n in members) for top, members in by_top.items()}
+    strange = [f"{top}/" if top else f"loose images ({by_top[''][0]})" for top, part in parts.items() if not part]
     if "train" in parts.values() and len({*parts.values()} - {None}) > 1:
         raise UserError(f"dataset.path has train/ and a held-out part, but also {listed(strange)}; move that away")
     if len(tops) > 1 and all(_like_a_part(top) for top in tops):
@@ -99,16 +101,39 @@ def _refuse_half_understood(by_top: dict[str, list[str]], parts: dict[str, str |
     if lone and len(tops) > 1:
         raise UserError(
             f"dataset.path has {lone[0]}/ beside {listed(strange)}: a part or a class? put the class folders into "
-            f"train/, or give {lone[0]}/ another name"
+            f"train/ and move away what is none, or give {lone[0]}/ another name"
         )
-    for top, inner in nested.items():
-        within = {part_of(folder): folder for folder in sorted(inner)}
-        if "train" in within and len(within.keys() - {None}) > 1:
-            both = [f"{top}/{folder}/" for part, folder in within.items() if part]
-            raise UserError(
-                f"dataset.path has {listed(both)}: parts within a folder; it should be the other way round, "
-                f"{within['train']}/{top}/"
-            )
+
+
+def _refuse_what_is_no_class(names: list[str], at: int, classes: list[str]) -> None:
+    if len(classes) > 1 and (images := [c for c in classes if c.lower() in IMAGES]):
+        others = listed(f"{c}/" for c in classes if c != images[0])
+        raise UserError(
+            f"dataset.path has {images[0]}/ beside {others}, which are no classes; move the others away, or name "
+            f"{images[0]}/ itself in dataset.path="
+        )
+    inner = sorted({tuple(n.split("/")[at : at + 2]) for n in names if n.count("/") > at + 1})
+    held_out = [top for top, folder in inner if part_of(folder) in ("val", "test")]
+    if not held_out:
+        return
+    inside = [(top, folder) for top, folder in inner if part_of(folder)]
+    both = listed(f"{top}/{folder}/" for top, folder in inside if top == held_out[0])
+    if {top for top, _ in inside} == {held_out[0]} and "train" in {part_of(folder) for _, folder in inside}:
+        raise UserError(
+            f"dataset.path has {both} beside other images; move the others away, or name {held_out[0]}/ itself in "
+            "dataset.path="
+        )
+    raise UserError(
+        f"dataset.path has {both}: parts within a class folder; it should be the other way round, as in "
+        f"{inside[0][1]}/{inside[0][0]}/"
+    )
+
+
+def _folders_within(names: list[str], at: int) -> str | None:
+    """A folder in a class folder that has others beside it."""
+    inner = sorted({tuple(n.split("/")[at : at + 2]) for n in names if n.count("/") > at + 1})
+    several = Counter(top for top, _ in inner)
+    return next(("/".join(found) for found in inner if several[found[0]] > 1), None)
 
 
 def _like_a_part(folder: str) -> bool:
@@ -133,6 +158,9 @@ def _with_classes(parts: dict[str, list[str]], depths: dict[str, int]) -> Layout
     at = depths["train"]
     loose = [n for n in train if n.count("/") <= at]
     classes = sorted({n.split("/", at + 1)[at] for n in train if n.count("/") > at})
+    _refuse_what_is_no_class(train, at, classes)
+    if len(classes) > 1 and not loose and (within := _folders_within(train, at)):
+        notes.append(f"the class is the first folder; folders within, such as {readable(within)}/, are not told apart")
     if loose and classes:
         notes.append(
             f"{len(loose):,} loose images ({listed(loose, 1)}) lie beside folders: all count as unlabelled, also those "

@@ -1,5 +1,6 @@
 """The image files below a folder or in a zip, each real file once, and what was passed over."""
 
+import errno
 import hashlib
 import os
 import stat
@@ -7,17 +8,21 @@ import zipfile
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from aavae.datasets.layout import listed
+from aavae.datasets.layout import listed, readable
+from aavae.errors import UserError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
+# Litter of operating systems and network storage; some hold copies or small copies of the images.
+LITTER = {"__macosx", "$recycle.bin", "system volume information", "lost+found", "@eadir"}
 
 
 class Listing:
     """Names of images relative to `path`, with slashes, in sorted order; their `sizes` in bytes; of a zip's members the
     `crcs`, and what they are called there (`members`) where that is not the name.
 
-    `passed_over` counts what is no image here, by kind; `empty` are folders without any. `stamp` changes with names,
-    sizes and times of change.
+    `passed_over` counts what is no image here, by kind; `archives` are named; `empty` are folders without any image.
+    `stamp` changes with names, sizes and times of change.
     """
 
     def __init__(self):
@@ -25,6 +30,7 @@ class Listing:
         self.crcs: dict[str, int] = {}
         self.members: dict[str, str] = {}
         self.passed_over: Counter[str] = Counter()
+        self.archives: list[str] = []
         self.empty: list[str] = []
         self._stamp = hashlib.sha256()
 
@@ -44,6 +50,9 @@ class Listing:
         if self.passed_over:
             counts = ", ".join(f"{n:,} {kind}" for kind, n in sorted(self.passed_over.items()))
             notes.append(f"passed over: {counts}")
+        if self.archives:
+            names = listed(sorted(self.archives))
+            notes.append(f"not opened: {names}; unpack archives, or name a zip itself in dataset.path=")
         if self.empty:
             notes.append(f"folders without images: {listed(f'{folder}/' for folder in self.empty)}")
         return notes
@@ -53,6 +62,8 @@ class Listing:
         path = PurePosixPath(name)
         if any(is_hidden(part) for part in path.parts):
             self.passed_over["hidden"] += 1
+        elif path.suffix.lower() in ARCHIVES:
+            self.archives.append(name)
         elif path.suffix.lower() not in EXTENSIONS:
             self.passed_over[f"{path.suffix.lower() or 'without extension'}"] += 1
         else:
@@ -78,7 +89,7 @@ def _and_above(folder: str) -> list[PurePosixPath]:
 
 def is_hidden(part: str) -> bool:
     """Whether a file or folder of this name is litter of an operating system, or not meant to be seen."""
-    return part.startswith((".", "__MACOSX"))
+    return part.startswith(".") or part.lower() in LITTER
 
 
 def of_zip(archive: zipfile.ZipFile) -> Listing:
@@ -100,8 +111,14 @@ def of_zip(archive: zipfile.ZipFile) -> Listing:
 
 def of_folder(root: Path) -> Listing:
     """The images below a folder, through links too; a file or folder that is there twice by links counts once, and then
-    where it really lies."""
-    return _Walk(root).listing
+    where it really lies. Raises UserError for a folder that cannot be read."""
+    try:
+        return _Walk(root).listing
+    except OSError as error:  # else its images would be missing, and nobody would know
+        raise UserError(
+            f"{readable(str(error.filename))} cannot be read ({error.strerror}); make it readable (folders also want "
+            "the right to enter them, chmod +rx), or move it away"
+        ) from error
 
 
 class _Walk:
@@ -122,12 +139,8 @@ class _Walk:
         waiting = [(folder, prefix)]
         while waiting:
             folder, prefix = waiting.pop()
-            try:
-                with os.scandir(folder) as found:
-                    entries = sorted(found, key=lambda entry: entry.name)
-            except OSError as error:
-                self.listing.passed_over[f"folders that cannot be read ({error.strerror})"] += 1
-                continue
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
             for entry in entries:
                 name = prefix + entry.name
                 if entry.is_symlink():
@@ -143,7 +156,9 @@ class _Walk:
     def _follow(self, name: str, path: str) -> None:
         try:
             found = os.stat(path)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
             self.listing.passed_over["broken links"] += 1
             return
         if not stat.S_ISDIR(found.st_mode):
@@ -166,7 +181,7 @@ class _Walk:
             return
         try:
             found = found or entry.stat()
-        except OSError:  # gone in the meantime
+        except FileNotFoundError:  # gone in the meantime
             return
         if not stat.S_ISREG(found.st_mode):  # a pipe would keep us waiting for ever
             self.listing.passed_over["no regular files"] += 1

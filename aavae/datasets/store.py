@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import threading
 import time
 import zipfile
@@ -58,9 +59,13 @@ class Store:
     def __init__(self, path: Path, skip: bool | None = None):
         self.path, self.skip = Path(path), skip
         self._local = threading.local()  # a ZipFile is not to be shared among threads or processes
-        self.is_folder = self.path.is_dir()
+        try:
+            self.is_folder = stat.S_ISDIR(self.path.stat().st_mode)
+        except (OSError, ValueError) as error:
+            why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+            raise UserError(f"dataset.path={path} {why}; it should be a folder or a zip of images") from error
         if not self.is_folder and not self.path.is_file():
-            raise UserError(f"dataset.path={path} does not exist; it should be a folder or a zip of images")
+            raise UserError(f"dataset.path={path} is neither a folder nor a file")
         found = listing.of_folder(self.path) if self.is_folder else listing.of_zip(self._zip())
         self.notes = found.notes()
         if not found.sizes:
