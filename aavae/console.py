@@ -44,8 +44,8 @@ class Reporter:
         self.left: float | None = None  # seconds
 
     def say(self, text: str) -> None:
-        """Print a line (above the bar, if there is one)."""
-        self.console.print(wrapped(text), markup=False)
+        """Print a line (above the bar, if there is one), broken between words on a terminal; elsewhere it stays whole."""
+        self.console.print(wrapped(text) if self.console.is_terminal else text, markup=False)
 
     def show(self, tables: list[Table]) -> None:
         """Print tables."""

@@ -1,8 +1,12 @@
 """What a person reads: numbers with their nouns, lines broken between words, and what was meant by what was typed."""
 
+import io
+import sys
+
 import pytest
 
 from aavae import build
+from aavae.console import Reporter
 from aavae.errors import UserError
 from aavae.words import count, epochs, wrapped
 
@@ -24,6 +28,7 @@ def test_one_of_a_kind_is_one(train):
 
 @pytest.mark.parametrize("columns", [60, 80, 100])
 def test_lines_are_broken_between_words(train, monkeypatch, columns):
+    monkeypatch.delenv("COLUMNS", raising=False)
     whole = train("--help").out
     assert max(map(len, whole.splitlines())) > columns
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -31,6 +36,18 @@ def test_lines_are_broken_between_words(train, monkeypatch, columns):
     assert max(len(line) for line in broken.splitlines() if " " in line.strip()) <= columns
     assert [w for w in broken.split() if w != "#"] == [w for w in whole.split() if w != "#"]
     assert wrapped("a_path_without_a_space/" * 9) == "a_path_without_a_space/" * 9
+
+
+def test_what_is_said_stays_whole_in_a_file_and_is_broken_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    line = "warning  " + "words that are many " * 9
+    for terminal in (False, True):
+        monkeypatch.setattr("sys.stdout", io.StringIO())
+        monkeypatch.setattr("sys.stdout.isatty", lambda terminal=terminal: terminal)
+        Reporter().say(line)
+        said = sys.stdout.getvalue()
+        assert said.split() == line.split()
+        assert (max(map(len, said.splitlines())) <= 60) is terminal
 
 
 TYPED = [
