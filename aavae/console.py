@@ -44,7 +44,7 @@ class Reporter:
         self.left: float | None = None  # seconds
 
     def say(self, text: str) -> None:
-        """Print a line (above the bar, if there is one), broken between words on a terminal; elsewhere it stays whole."""
+        """Print a line, above the bar if there is one: broken between words on a terminal, whole elsewhere."""
         self.console.print(wrapped(text) if self.console.is_terminal else text, markup=False)
 
     def show(self, tables: list[Table]) -> None:

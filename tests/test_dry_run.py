@@ -28,7 +28,7 @@ def test_a_dry_run_answers_before_anything_is_downloaded(train, dataset, images,
     assert f"{dataset}: {images:,} images for pretraining, {size}²" in ended.out
     assert f"{dataset} is not here" in ended.out and ended.out.count("random images") == 1
     assert (
-        f"steps       {3 * (images // 8):,} (3 epochs of {images // 8})" in ended.out
+        f"steps       {3 * (images // 8):,} (3 epochs of {images // 8:,})" in ended.out
         and "time        about" in ended.out
     )
     cfg = build.compose([f"dataset={dataset}", *TINY])

@@ -105,7 +105,7 @@ def test_there_is_one_map_of_a_representation():
 def test_few_images_are_mapped_with_fewer_neighbours(size):
     found = Embedding().run(representation(data := Iris(size)), data)
     assert 0 <= measured(found)["trustworthiness"] <= 1
-    assert f"{min(5, (size - 1) // 2)} neighbours" in measured(found, "protocol")["trustworthiness"]
+    assert f" {min(5, (size - 1) // 2)} neighbour" in measured(found, "protocol")["trustworthiness"]
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,7 @@ def test_a_run_that_cannot_be_read_does_not_keep_the_others_from_being_judged(ru
         (("run=run", "device=cuda:9"), "device=cpu"),
         (("run=run", "dataset.path=photos"), "dataset.path"),
         (("run=run", "dataset=cifar10", "dataset.path=photos"), "photos does not exist"),
-        (("run=run", "probe=few_label", "probe.few_label.labels_per_class=[1000]"), "1000 labels a class"),
+        (("run=run", "probe=few_label", "probe.few_label.labels_per_class=[1000]"), "1,000 labels a class"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_writes_nothing(run, evaluate, tmp_path, arguments, words):
