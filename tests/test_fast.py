@@ -1,7 +1,7 @@
 """The fast recipe computes what the plain one does: each thing it does otherwise, alone, and all of them together."""
 
+import functools
 import math
-import shutil
 
 import pytest
 import torch
@@ -54,8 +54,9 @@ def test_what_is_faster_computes_the_same(plain, what):
     agree(three_steps(PLAIN | {name: FAST[name] for name in what}), plain)
 
 
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
-def test_compiled_it_computes_the_same(plain):
+def test_compiled_it_computes_the_same(plain, monkeypatch):
+    # Without the C++ compiler, whose two minutes would test torch: `make bench` has the ladder's compiled rung.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     counters.clear()
     agree(three_steps(FAST), plain)
     assert counters["stats"]["unique_graphs"] >= 2  # the step, and the clean pass
