@@ -1,6 +1,5 @@
 """The outermost function, called as a user would: `train("experiment=digits", …)` in an empty folder."""
 
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import NamedTuple
 import forked
 import pytest
 import torch
-from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
-from hydra._internal.hydra import Hydra
 
 torch.set_num_threads(1)  # the networks are too small for two threads to pay
 
@@ -19,18 +16,10 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shipped_files_are_read_once():
-    """Composing takes half of a small run; what is installed stays as it is, and `hydra.mode` is never set."""
-    load, known = ImportlibResourcesConfigSource.load_config, {}
-
-    def remembered(self, path: str):
-        if (key := (self.path, path)) not in known:
-            known[key] = pickle.dumps(load(self, path))
-        return pickle.loads(known[key])
-
+def quick_composing():
+    """Composing takes half of a small run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImportlibResourcesConfigSource, "load_config", remembered)
-        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        forked.compose_quickly(patch.setattr)
         yield
 
 

@@ -4,6 +4,7 @@ process most of its time."""
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -12,16 +13,27 @@ from multiprocessing.connection import Connection
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    [
-        "aavae.train",
-        "aavae.run",
-        "aavae.trainer",
-        "aavae.optim",
-        "hydra.main",
-        "matplotlib.backends.backend_agg",
-        "pytest",
-    ]
+    ["aavae.train", "aavae.run", "aavae.trainer", "hydra.main", "torch._dynamo", "matplotlib.figure", "pytest"]
 )
+
+
+def compose_quickly(patch: Callable = setattr) -> None:
+    """Have Hydra read each shipped file once, and not ask for `hydra.mode`, which is refused."""
+    from hydra._internal.hydra import Hydra
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # which imports the sources anew
+    from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource as Source
+
+    load, known = Source.load_config, {}
+
+    def remembered(self, config_path: str):
+        if (key := (self.path, config_path)) not in known:
+            known[key] = pickle.dumps(load(self, config_path))
+        return pickle.loads(known[key])
+
+    patch(Source, "load_config", remembered)
+    patch(Hydra, "get_mode", lambda *_, **__: None)
 
 
 def _become(command: list[str], log: str, env: dict[str, str], folder: str, stdin: Connection) -> None:
@@ -38,6 +50,7 @@ def _become(command: list[str], log: str, env: dict[str, str], folder: str, stdi
     os.environ.update(env)
     sys.path[:0] = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
     sys.argv = ["aavae-train", *command[3:]]
+    compose_quickly()
     main()
 
 
