@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Built once; a change in the requirements gives another stamp, and with it a new installation.
 STAMP := $(VENV)/.aavae-$(shell cat setup.cfg pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test bench format clean
+.PHONY: help setup demo test slow bench format clean
 help: ## show this text
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
 
@@ -22,9 +22,12 @@ demo: $(STAMP) ## pretrain on handwritten digits, evaluate, show: about a minute
 	@$(BIN)/aavae-train experiment=digits hydra.run.dir=outputs/demo
 	@echo "Look at outputs/demo/reconstructions.png: validation images, their augmented views, and what the model makes of them."
 
-test: $(STAMP) ## run the tests
+test: $(STAMP) ## run the tests, but for the slow ones
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+slow: $(STAMP) ## run the tests that start whole sweeps and play the documents
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 bench: $(STAMP) ## measure speed here, in minutes; BENCH='augmentation --quick' measures less, BENCH=--help says what
 	@$(BIN)/python -m benchmarks $(BENCH)

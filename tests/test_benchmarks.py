@@ -60,6 +60,7 @@ def quick(tmp_path_factory):
     return written(folder / "out")
 
 
+@pytest.mark.slow
 def test_every_part_is_measured_and_shown(quick):
     plain, text = quick
     assert plain["state"] == "done" and {row["part"] for row in plain["rows"]} == set(command.PARTS)
@@ -69,6 +70,7 @@ def test_every_part_is_measured_and_shown(quick):
         assert f"| {row['name']} |" in text
 
 
+@pytest.mark.slow
 def test_the_sums_are_those_of_the_samples(quick):
     for row in quick[0]["rows"]:
         if row["samples"]:
@@ -78,6 +80,7 @@ def test_the_sums_are_those_of_the_samples(quick):
             assert row["unit"] != "images/s" or row["low"] > 0
 
 
+@pytest.mark.slow
 def test_the_ladder_s_numbers_follow_from_its_speeds(quick):
     rows = [row for row in quick[0]["rows"] if row["part"] == "step" and row["samples"]]
     assert len(rows) >= 6 and rows[0]["name"] == ladder.REFERENCE
@@ -91,6 +94,7 @@ def test_the_ladder_s_numbers_follow_from_its_speeds(quick):
         assert math.isfinite(row["facts"]["loss"])
 
 
+@pytest.mark.slow
 def test_views_are_compared_with_pil_s(quick):
     rows = [row for row in quick[0]["rows"] if row["part"] == "augmentation"]
     assert len({row["group"] for row in rows}) == 3
@@ -99,6 +103,7 @@ def test_views_are_compared_with_pil_s(quick):
         assert row["columns"]["× PIL"] == pytest.approx(row["median"] / pil[row["group"]])
 
 
+@pytest.mark.slow
 def test_the_first_step_comes_before_the_end_of_its_run(quick):
     rows = {row["name"]: row for row in quick[0]["rows"] if row["part"] == "startup"}
     assert rows["one step: to the first step"]["median"] < rows["one step: the whole run"]["median"]

@@ -144,6 +144,7 @@ def play(line: str, desk: Path, commands: dict) -> None:
     assert ended.code == 0, f"{line}\n{ended.err}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_a_page_can_be_played_from_top_to_bottom(page, desk, train, evaluate, convert, quick_jobs):
     text, names = page.read_text(), {}
@@ -173,6 +174,7 @@ def after_logging(desk):
     assert list((desk / "outputs/watched/tensorboard").iterdir()) and list(desk.glob("outputs/*/wandb/offline-run-*"))
 
 
+@pytest.mark.slow
 def test_the_evaluations_and_conversions_of_the_readme_run(desk, evaluate, convert):
     def commands(text):
         return {line.split(" #")[0].strip() for line in re.findall(r"^aavae-(?:evaluate|convert) .*", text, re.M)}

@@ -63,6 +63,7 @@ def check_that_one_job_died_and_one_did_not(ended, folder):
 # ---- Where they are installed -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_submitit_runs_the_other_jobs_when_one_is_killed(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     ended, folder = sweep(tmp_path, "hydra/launcher=submitit_local")
@@ -72,6 +73,7 @@ def test_submitit_runs_the_other_jobs_when_one_is_killed(tmp_path):
     assert "dataset.size=255" in ended.stdout and "SIGKILL" in ended.stdout
 
 
+@pytest.mark.slow
 def test_optuna_through_joblib_goes_on_when_a_trial_is_killed(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")

@@ -39,12 +39,14 @@ def installed(tmp_path_factory):
     return folder / "site"
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_module_and_every_config(installed):
     source = {p.relative_to(ROOT) for p in (ROOT / "aavae").rglob("*.py")}
     source |= {p.relative_to(ROOT) for p in (ROOT / "aavae" / "conf").rglob("*.yaml")}
     assert source <= {p.relative_to(installed) for p in installed.rglob("*")}
 
 
+@pytest.mark.slow
 def test_the_wheel_works_in_an_empty_folder(installed, tmp_path):
     command = [sys.executable, "-m", "aavae.train", "experiment=digits", "epochs=1", "probe=knn", "hydra.run.dir=run"]
     environment = {"PYTHONPATH": str(installed), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
@@ -69,6 +71,7 @@ def test_a_script_beside_the_clone_imports_the_package(beside_a_clone):
     subprocess.run([sys.executable, "-c", script], **beside_a_clone, check=True)
 
 
+@pytest.mark.slow
 def test_a_sweep_beside_the_clone_runs_its_jobs(beside_a_clone, tmp_path):
     small = ("trainer=debug", "trainer.max_steps=1", "trainer.validate_every=0", "probe=[]")
     command = [sys.executable, "-m", "aavae.train", "-m", *small, "seed=0,1", "sweep.name=s"]
@@ -96,6 +99,7 @@ def test_every_command_of_the_readme_builds(command, tmp_path, monkeypatch):
         assert build.model(cfg).variational in (True, False)
 
 
+@pytest.mark.slow
 def test_the_first_sweep_runs(train, quick_jobs):
     [command] = [c for c in COMMANDS if "-m" in c]
     ended = train(*command[1:], "trainer.max_steps=1", "trainer.validate_every=0", "probe=[]", "seed=0")

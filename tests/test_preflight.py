@@ -173,6 +173,7 @@ def slowly(job: list[str]) -> preflight.Plan:
     return preflight.Plan(job, config, identity(config), trainer.total_steps, flops, preflight._disk(trainer), "cpu")
 
 
+@pytest.mark.slow
 def test_many_jobs_are_planned_together_as_each_alone(monkeypatch, tmp_path):
     built = []
     model = build.model

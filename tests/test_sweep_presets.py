@@ -141,6 +141,7 @@ def test_an_experiment_of_ones_own_cannot_bend_the_schedule_of_lengths(tmp_path)
     assert (cfg.schedule.shape, cfg.schedule.warmup_epochs) == ("constant", 3)
 
 
+@pytest.mark.slow
 def test_a_length_is_probed_on_the_way_as_a_run_of_that_length_would_be(train):
     few = ("trainer=debug", "trainer.validate_every=0", "probe=knn", "features=[h]", "trainer.save_minutes=1")
     way = ("epochs=2", "trainer.probe_every=1", "trainer.checkpoint_epochs=[1]")

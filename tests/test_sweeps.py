@@ -89,6 +89,7 @@ def fate(tmp_path, monkeypatch):
     sys.modules.pop("fate", None)
 
 
+@pytest.mark.slow
 def test_a_sweep_survives_what_its_jobs_do_and_is_gone_on_with(quick_jobs, train, fate):
     settings = ("probe=fate", "sweep.name=story", "hydra.launcher.n_jobs=2")
     command = ("--config-dir", "conf", "-m", *SMALL[:-1], *settings, "seed=0,1,2,3,4,5")
@@ -139,6 +140,7 @@ def test_a_sweep_survives_what_its_jobs_do_and_is_gone_on_with(quick_jobs, train
     assert [launch["overrides"][-1] for launch in known["launches"]] == ["seed=0,1,2,3,4,5", "seed=0,1,2,3,4,5,6"]
 
 
+@pytest.mark.slow
 def test_real_processes_end_each_for_itself(train, monkeypatch):
     monkeypatch.setattr(preflight, "preflight", preflight._examine)
     arguments = ("optimizer.lr=0.001,1e30", "schedule.warmup_epochs=0", "trainer.max_steps=4", "trainer.log_every=1")

@@ -134,6 +134,7 @@ def test_a_run_stopped_by_a_signal_continues_to_the_same_bits(train, monkeypatch
     assert steps == sorted(steps) and steps[-1] == 16
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_mid_epoch_continues_to_the_same_bits(train, tmp_path):
     arguments = ("trainer=debug", "epochs=12", "trainer.validate_every=0", "probe=[]")
     assert train(*arguments, "hydra.run.dir=whole").code == 0

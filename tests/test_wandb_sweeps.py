@@ -151,6 +151,7 @@ def test_values_of_every_kind_survive_the_way_through_agent_and_hydra():
     assert cfg.trainer.clip is None and cfg.sweep.name == "a, b"
 
 
+@pytest.mark.slow
 def test_the_agents_run_is_written_stopped_and_gone_on_with(agent, train, monkeypatch):
     sweep, draw = definition(FILES[0]), {"optimizer.lr": 1e-05, "batch_size": 16}
     process = agent(sweep, draw, "r1", *SMALL, "epochs=1000")
