@@ -97,6 +97,7 @@ def test_an_evaluation_is_a_run_of_its_own(train, evaluate):
     assert Path("run/metrics.jsonl").read_bytes() == before and list(Path("run/tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_sweep_are_runs_of_a_group_and_tell_only_of_themselves(train, quick_jobs):
     small = ("trainer=debug", "trainer.max_steps=4", "trainer.log_every=1", "schedule.warmup_epochs=0", "probe=[]")
     ended = train("-m", *small, "logger=wandb", "sweep.name=rates", "optimizer.lr=1e-3,1e30", "hydra.launcher.n_jobs=2")

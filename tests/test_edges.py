@@ -93,12 +93,14 @@ def test_streamed_images_can_be_judged_with_the_default_probes(train, evaluate, 
 
 @pytest.mark.parametrize("extra", [(), ("precision=bf16",)])
 def test_every_digit_is_that_of_the_end_of_training(train, evaluate, extra):
-    probes = ("probe=[knn,similarity,geometry]", "features=[h,mu,h_untrained]", "probe.similarity.images=20")
+    probes = ("probe=[knn,similarity,geometry]", "features=[h,mu]", "probe.similarity.images=20")
     assert train(*DEBUG[:2], *probes, *extra, "hydra.run.dir=run").code == 0
     assert evaluate("run=run", *probes, "hydra.run.dir=again").code == 0
     assert results("again") == results()
-    assert evaluate("run=run", *probes, "precision=fp32", "hydra.run.dir=full").code == 0
-    assert results("full") == results() and all("float32" in r["protocol"] for r in results())
+    assert all("float32" in r["protocol"] for r in results())
+    if extra:
+        assert evaluate("run=run", *probes, "precision=fp32", "hydra.run.dir=full").code == 0
+        assert results("full") == results()
 
 
 def test_classifiers_compute_in_full_float32_whatever_the_run_used(train, monkeypatch):

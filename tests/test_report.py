@@ -385,7 +385,8 @@ def test_the_commands_of_a_sweep_stand_in_its_report(tmp_path):
     assert "    aavae-train -m latent_dim=8,16 'probe=[knn, linear]'\n    aavae-train -m latent_dim=32\n" in text
 
 
-def test_a_sweep_that_was_run_is_reported_as_it_was_measured(tmp_path, train, report):
+@pytest.mark.slow
+def test_a_sweep_that_was_run_is_reported_as_it_was_measured(tmp_path, train, quick_jobs, report):
     small = ["trainer=debug", "trainer.max_steps=1", "probe=knn", "features=[h,pixels]", "hydra/launcher=basic"]
     ended = train("-m", *small, "method=ae,aavae", "sweep.name=first")
     assert ended.code == 0, ended.err

@@ -248,6 +248,7 @@ os.kill(os.getpid(), 9) if sys.argv[1] == "killed" else sys.exit(3)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["exits", "killed"])
 def test_workers_end_with_their_parent(streamed, how):
     ended = subprocess.run([sys.executable, "-c", ENDED, how], capture_output=True, text=True, timeout=60)

@@ -60,7 +60,7 @@ def test_a_run_leaves_everything_a_researcher_needs(train, tmp_path):
 
 
 def test_the_logged_names_are_those_promised(train):
-    train(*DEBUG)
+    train(*DEBUG, "probe=[]")
     names = {key.removeprefix("val/") for row in metrics() for key in row if key.startswith("val/")}
     assert names >= {
         "loss", "nll", "kl", "neg_elbo", "log_px_iw", "bpd_raw", "bpd_8bit", "cos_sim", "kl_augmentation", "sigma_mean",
@@ -69,7 +69,7 @@ def test_the_logged_names_are_those_promised(train):
 
 
 def test_without_the_clean_pass_agreement_is_measured_at_validation_only(train):
-    train(*DEBUG, "trainer.clean_pass=off")
+    train(*DEBUG, "probe=[]", "trainer.clean_pass=off")
     training = [row for row in metrics() if "train/loss" in row]
     assert training and not any("train/cos_sim" in row or "train/kl_augmentation" in row for row in training)
     assert any("val/cos_sim" in row and "val/kl_augmentation" in row for row in metrics())
@@ -112,7 +112,7 @@ def test_the_released_step_is_one_word(train):
 
 @pytest.mark.parametrize("method", ["aavae", "ae"])
 def test_a_run_stopped_by_a_signal_continues_to_the_same_bits(train, monkeypatch, method):
-    assert train("trainer=debug", "hydra.run.dir=whole", f"method={method}").code == 0
+    assert train("trainer=debug", "hydra.run.dir=whole", f"method={method}", "probe=knn").code == 0
     step = Trainer.train_step
 
     def interrupted_step(self, *args, **kwargs):
@@ -122,12 +122,12 @@ def test_a_run_stopped_by_a_signal_continues_to_the_same_bits(train, monkeypatch
         return terms
 
     monkeypatch.setattr(Trainer, "train_step", interrupted_step)
-    ended = train(*DEBUG, f"method={method}")
+    ended = train(*DEBUG, f"method={method}", "probe=knn")
     assert ended.code == 128 + signal.SIGTERM
-    assert f"aavae-train trainer=debug hydra.run.dir=run method={method}" in ended.out
+    assert f"aavae-train trainer=debug hydra.run.dir=run method={method} probe=knn" in ended.out
     assert json.loads(Path("run/status.json").read_text())["state"] == "interrupted"
     monkeypatch.setattr(Trainer, "train_step", step)
-    ended = train(*DEBUG, f"method={method}")
+    ended = train(*DEBUG, f"method={method}", "probe=knn")
     assert ended.code == 0 and "from step 5" in ended.out
     assert same_bits(weights("run"), weights("whole"))
     steps = [row["step"] for row in metrics()]
@@ -154,40 +154,40 @@ def test_a_run_killed_in_mid_epoch_continues_to_the_same_bits(train, tmp_path):
 
 
 def test_a_truncated_checkpoint_is_replaced_by_the_one_before(train):
-    assert train(*DEBUG).code == 0
+    assert train(*DEBUG, "probe=knn").code == 0
     expected = weights("run")
     last = Path("run/last.pt")
     last.write_bytes(last.read_bytes()[:1000])
     Path("run/results.json").unlink()
-    ended = train(*DEBUG)
+    ended = train(*DEBUG, "probe=knn")
     assert ended.code == 0
     assert "last.pt cannot be read: it is truncated, damaged or not a checkpoint; previous.pt" in ended.out
     assert same_bits(weights("run"), expected)
 
 
 def test_a_finished_run_shows_its_results_again(train):
-    train(*DEBUG)
-    ended = train(*DEBUG)
+    train(*DEBUG, "probe=knn")
+    ended = train(*DEBUG, "probe=knn")
     assert ended.code == 0 and "is finished" in ended.out and "raw pixels" in ended.out
 
 
 def test_a_constant_schedule_is_extended_and_another_is_not(train):
-    assert train(*DEBUG, "epochs=1").code == 0
-    ended = train(*DEBUG, "epochs=2")
+    assert train(*DEBUG, "probe=[]", "epochs=1").code == 0
+    ended = train(*DEBUG, "probe=[]", "epochs=2")
     assert ended.code == 0 and "from step 8" in ended.out
-    assert train("trainer=debug", "hydra.run.dir=whole").code == 0
+    assert train("trainer=debug", "hydra.run.dir=whole", "probe=[]").code == 0
     assert same_bits(weights("run"), weights("whole"))
-    assert train(*DEBUG, "epochs=1").code == 2
-    assert train("trainer=debug", "hydra.run.dir=cosine", "schedule=cosine", "epochs=1").code == 0
-    ended = train("trainer=debug", "hydra.run.dir=cosine", "schedule=cosine", "epochs=2")
+    assert train(*DEBUG, "probe=[]", "epochs=1").code == 2
+    assert train("trainer=debug", "hydra.run.dir=cosine", "schedule=cosine", "probe=[]", "epochs=1").code == 0
+    ended = train("trainer=debug", "hydra.run.dir=cosine", "schedule=cosine", "probe=[]", "epochs=2")
     assert ended.code == 2 and "only schedule=constant can be extended" in ended.err
 
 
 def test_another_run_in_the_same_folder_is_refused_by_name(train):
-    assert train(*DEBUG, "trainer.max_steps=2").code == 0
+    assert train(*DEBUG, "trainer.max_steps=2", "probe=[]").code == 0
     ended = train(*DEBUG, "latent_dim=4")
     assert ended.code == 2 and "latent_dim=8 (now 4)" in ended.err and "resume=never" in ended.err
-    assert train(*DEBUG, "latent_dim=4", "resume=never", "trainer.max_steps=2").code == 0
+    assert train(*DEBUG, "latent_dim=4", "resume=never", "trainer.max_steps=2", "probe=[]").code == 0
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(train):
@@ -221,7 +221,7 @@ def test_other_probes_judge_a_finished_run_anew(train):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(train):
-    assert train(*DEBUG, "epochs=1").code == 0
+    assert train(*DEBUG, "probe=[]", "epochs=1").code == 0
     good = weights("run")
     ended = train("trainer=debug", "hydra.run.dir=bad", "optimizer.lr=1e30", "schedule.warmup_epochs=0")
     assert ended.code == 2 and "between steps" in ended.err
