@@ -9,13 +9,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import yaml
 from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from aavae import build, slurm, status, study, sweeps, threads
 from aavae.errors import Interrupted, UserError
+from aavae.run_config import read_config
 from aavae.sweeps import Job
 from aavae.words import count
 
@@ -274,13 +273,14 @@ def _refuse_twins(plans: list, grid: Grid) -> None:
 
 def is_done(folder: Path, config: dict) -> bool:
     """Whether the run in `folder` was trained as far, and judged, as `config` asks for."""
-    damaged = (OSError, KeyError, AttributeError, TypeError, ValueError, yaml.YAMLError, OmegaConfBaseException)
+    damaged = (OSError, KeyError, AttributeError, TypeError, ValueError)
     with contextlib.suppress(UserError, *damaged):  # then it is run again, and says why
         said = status.read(folder)
         judged = (folder / "results.json").exists() or not config["probe"]
         if config["resume"] == "never" or said is None or said["state"] != "done" or not judged:
             return False
-        before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
-        asked = [(c["epochs"], c["probe"], c["features"], c["trainer"]["max_steps"]) for c in (before, config)]
+        asked = [
+            (c["epochs"], c["probe"], c["features"], c["trainer"]["max_steps"]) for c in (read_config(folder), config)
+        ]
         return asked[0] == asked[1]
     return False

@@ -2,20 +2,17 @@
 
 import json
 import os
-import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from aavae import status, sweeps
 from aavae.errors import UserError
 from aavae.identity import identity_config
 from aavae.results import RESULTS, read_results
+from aavae.run_config import CONFIG, read_config
 
-CONFIG = "config.yaml"
 MODULE = "aavae.train"  # python -m
 
 
@@ -51,17 +48,6 @@ class Job(NamedTuple):
         """A number that the status has under `key`."""
         value = self.said.get(key)
         return float(value) if isinstance(value, int | float) else None
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    # OmegaConf, which wrote these files, takes twenty times as long: most of a minute for a thousand of them.
-    pass
-
-
-# As OmegaConf has it, 1e-3 is a number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 def one_line(text: str) -> str:
@@ -123,13 +109,13 @@ def _read_job(folder: Path, name: str, overrides: list[str] | None) -> Job:
         said = status.read(folder) or {}
         state = status.state_of(said) if said else "pending"
         if said:
-            config = _read_config(folder / CONFIG)
+            config = _deciding(read_config(folder))
             results = read_results(folder)
         elif (folder / CONFIG).exists():
             problem = f"it has no {status.STATUS}"
     except UserError as error:
         problem = str(error)
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"what it says of itself is damaged ({type(error).__name__}: {one_line(str(error))})"
     if problem:
         state = "damaged"
@@ -141,13 +127,8 @@ def _text(reason: object) -> str | None:
     return None if reason is None else str(reason)
 
 
-def _read_config(path: Path) -> dict[str, object]:
-    if not path.exists():
-        return {}
-    config = yaml.load(path.read_text(), Loader=_Loader)
-    if not isinstance(config, dict):
-        raise ValueError(f"{path.name} holds no settings")
-    return identity_config(config) | {"epochs": config.get("epochs")}
+def _deciding(config: dict) -> dict[str, object]:
+    return identity_config(config) | {"epochs": config.get("epochs")} if config else {}
 
 
 def _typed(said: dict) -> dict[str, object] | None:

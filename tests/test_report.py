@@ -288,14 +288,19 @@ def test_failed_jobs_are_named_with_their_reason_and_their_log(tmp_path, report)
         assert [row["reason"] for row in csv.DictReader(handle)][1] == reason.replace("\ud800", "?")
 
 
+# Eight lines that stand for 10⁸ values, and what is nested too deep to be read.
+BOMB = "a0: &a0 [0]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
+DEEP = "a: " + "[" * 20_000 + "]" * 20_000
 DAMAGES = {
     "status.json": ["", "[]", '{"state": "lost"}', '{"state": "running"}', '{"state": "running", "updated": 3}'],
     "results.json": ["{", "[{}]", '[{"probe": 1}]', "3"],
-    "config.yaml": ["a: [", "just text", "\x00"],
+    "config.yaml": ["a: [", "just text", "\x00", BOMB, DEEP],
 }
 
 
-@pytest.mark.parametrize(("name", "content"), [(name, text) for name, texts in DAMAGES.items() for text in texts])
+@pytest.mark.parametrize(
+    ("name", "content"), [(name, text) for name, texts in DAMAGES.items() for text in texts], ids=lambda text: text[:24]
+)
 def test_a_damaged_file_hides_no_other_job(name, content, tmp_path, report):
     a_sweep(tmp_path / "s", "latent_dim=8", "latent_dim=16")
     for i, dim in enumerate((8, 16)):

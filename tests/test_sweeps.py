@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from test_report import BOMB
 
 from aavae import build, files, multirun, preflight, status, sweeps
 from aavae.build import quoted
@@ -522,6 +523,7 @@ def test_done_is_what_was_trained_and_judged_as_asked(tmp_path):
     status.write(tmp_path, "done")
     for name, text in (
         ("config.yaml", "a: [1"), ("config.yaml", "- 1"), ("config.yaml", "epochs: ${nothing}"), ("config.yaml", ""),
+        ("config.yaml", BOMB),
         ("status.json", "{"),
     ):  # fmt: skip
         kept = (tmp_path / name).read_text()
