@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from aavae import build, exits, files, signals, slurm
+from aavae import build, caches, exits, files, signals, slurm
 from aavae.errors import GaveUp, UserError
 from aavae.multirun import Grid, Multirun
 from aavae.words import count, wrapped
@@ -80,6 +80,7 @@ class Command:
         job = os.environ.pop("AAVAE_JOB", None)
         if job:
             threading.Thread(target=_end_with_parent, daemon=True).start()
+        caches.settle()
         code = exits.run(self.name, lambda: self.execute(sys.argv[1:]), kept=lambda: self.kept)
         signum = code - 128
         if signum in signals.STOPS and under_wandb_agent():

@@ -12,6 +12,7 @@ from typing import Any
 
 from aavae import files
 from aavae.errors import UserError, first_line
+from aavae.words import shortened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,9 @@ class Loggers:
         Raises what a logger raises, after closing those already open and removing what they put into the run folder.
         """
         self._remembered = dict(run.remembered)
+        # Weights & Biases allows 128 characters, and nobody reads more.
+        short = {key: shortened(name) for key in ("name", "group") if (name := getattr(run, key))}
+        run = dataclasses.replace(run, **short)
         new = [path for logger in self._loggers.values() if not (path := run.folder / logger.place).exists()]
         try:
             for name, logger in self._loggers.items():

@@ -1,5 +1,6 @@
-"""Numbers before their nouns, and sentences in the width of a terminal."""
+"""Numbers before their nouns, names that fit, and sentences in the width of a terminal."""
 
+import hashlib
 import re
 import shutil
 import textwrap
@@ -16,6 +17,14 @@ def count(n: float, noun: str, spec: str = ",") -> str:
 def epochs(n: float) -> str:
     """A number of epochs, which may end within one: `0.11 epochs`."""
     return count(round(n, 2), "epoch", ".10g")
+
+
+def shortened(name: str, most: int = 128) -> str:
+    """A name of at most so many characters; a longer one ends in eight digits of its SHA-256, and stays unique."""
+    if len(name) <= most:
+        return name
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{name[: most - len(digest) - 1]}…{digest}"
 
 
 def wrapped(text: str) -> str:

@@ -171,6 +171,17 @@ def test_one_failing_farewell_does_not_keep_the_others_open(capsys):
     assert capsys.readouterr().err == "closing the logger broken failed (gone)\n"
 
 
+def test_dashboards_get_names_of_at_most_128_characters_that_differ_where_the_long_ones_do(tmp_path):
+    long = [f"{'encoder.kwargs.something=1,' * 10}seed={seed}" for seed in (0, 1)]
+    given = []
+    for name in (*long, "seed=0"):
+        recorder = Recorder()
+        Loggers({"dashboard": recorder}).start(Beginning(tmp_path, name=name, group=name))
+        given.append(recorder.calls[0][1])
+    assert [len(run.name) for run in given] == [128, 128, 6] and given[0].name != given[1].name
+    assert given[0].name.startswith(long[0][:100]) and all(run.name == run.group for run in given)
+
+
 def test_one_that_cannot_start_closes_the_others_and_leaves_the_folder_as_it_was(tmp_path):
     (tmp_path / "before").touch()
     first, broken, last = Recorder(place="a"), Recorder(breaks=("start",), place="b"), Recorder(place="c")

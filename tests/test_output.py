@@ -103,3 +103,14 @@ def test_the_shell_sees_the_same(reader, code, tmp_path):
     command = f"{sys.executable} -c 'from aavae.report import main; main()' --help {READERS[reader]}"
     ended = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == code and ended.stderr.count("\n") == (code == 2)
+
+
+@pytest.mark.slow
+def test_libraries_do_not_complain_of_a_home_that_takes_no_files(tmp_path):
+    command = [sys.executable, "-m", "aavae.train", *TINY, "logger=wandb"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("XDG_")}
+    environment |= {"HOME": "/proc/nowhere", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0 and ended.stderr == ""
+    assert "INFO" not in ended.stdout and "matplotlib" not in ended.stdout.lower()
+    assert list((tmp_path / "run" / "wandb").iterdir()) and (tmp_path / "run" / "reconstructions.png").exists()
