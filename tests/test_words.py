@@ -75,6 +75,12 @@ TYPED = [
     ("encoder=resnet-50", "did you mean resnet50?"),
     ("optimizer.momentum=0.9", "is typed optimizer.kwargs.momentum="),
     ("precision=16", "precision must be a name, such as auto, not 16"),
+    ("probe=[1]", "probe has no option 1. It has embedding"),
+    ("trainer=[0]", "trainer has no option 0. It has debug"),
+    ("dataset=[{a:1}]", 'dataset has no option {"a": 1}. It has cifar10'),
+    ("encoder=[]", "encoder takes one option, not a list: encoder=resnet18"),
+    ("seed=99999999999999999999999", "seed must be a whole number below 2^63"),
+    ("hydra/launcher=[null]", "hydra/launcher takes one option, which hydra/launcher=[null] does not name"),
 ]
 
 
@@ -83,6 +89,38 @@ def test_what_was_meant_is_said(train, tmp_path, line, says):
     ended = train(*line.split())
     assert ended.code == 2 and says in ended.err and ended.err.count("\n") == 1
     assert not [*tmp_path.iterdir()]
+
+
+STRANGE = [
+    "[]", "{}", "[1]", "[null]", "[{a:1}]", "{a:{b:[1]}}", "[[1]]", "''", "null", "true", "1", "1e400", "nan", "9" * 30,
+    "${nothing}", "${oc.env:NOWHERE}", "\n", "\x00", "a=b", "range(3)", "interval(0,1)", "glob(*)", "???", "!!python/x",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_whatever_is_typed_is_composed_or_refused_in_one_line():
+    groups = [*sorted(build.groups()), "hydra/launcher", "hydra/sweeper", "hydra/output"]
+    keys = [
+        "seed",
+        "data_dir",
+        "features",
+        "loss.beta",
+        "encoder._target_",
+        "probe.knn.k",
+        "optimizer.kwargs",
+        "sweep.job",
+    ]
+    keys += ["hydra.run.dir", "hydra.searchpath", "hydra.job.env_set.A", "encoder", ""]
+    refused = 0
+    for key in (*groups, *keys):
+        for value in STRANGE:
+            for plus in ("", "++"):
+                try:
+                    build.compose([f"{plus}{key}={value}"])
+                except UserError as error:
+                    refused += 1
+                    assert str(error) and "\n" not in str(error), (plus, key, value)
+    assert refused > 500
 
 
 def test_the_other_commands_refuse_options_too(evaluate, convert, monkeypatch, capsys):

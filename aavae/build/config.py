@@ -1,6 +1,7 @@
 """Overrides → config: composed by Hydra, and held against what the shipped files know."""
 
 import dataclasses
+import json
 import pickle
 import re
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,8 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None, primar
     values = [o for o in parsed if not (_is_hydras(o) or _is_group(o, folders))]
     if targets := [o for o in values if o.key_or_group.endswith("._target_")]:
         _apply(targets, cfg)
-        schema = Schema(cfg, primary, schema.own)
+        with _sentences():  # of interpolations in them
+            schema = Schema(cfg, primary, schema.own)
     for override in values:
         _refuse(override, schema)
     _apply(values, cfg)
@@ -97,6 +99,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         if words := [o for o in overrides if "=" not in o and not o.startswith("~")]:
             raise UserError(f"{words[0]!r} is no setting: settings are typed key=value; see --help") from error
         hint = next((h for o in overrides if reads([o]) is None and (h := hints.requoted(o, reads))), "")
+        hint = hint.replace("\n", "\\n")
         raise UserError(hint or f"cannot read the overrides: {_one_line(error)}") from error
 
 
@@ -188,6 +191,9 @@ def _base(parsed: list[Override], config_dir: str | None, primary: str, folders:
     chosen = [o for o in parsed if _is_group(o, folders) and not _is_hydras(o)]
     for override in chosen:
         _refuse_choice(override, primary, folders)
+    for override in parsed:
+        if override.key_or_group.startswith("hydra/") and not isinstance(override.value(), str | None):
+            raise UserError(f"{override.key_or_group} takes one option, which {override.input_line} does not name")
     lines = tuple(o.input_line for o in parsed if o in chosen or _is_hydras(o))
     with _sentences(folders):
         return _read(lines, config_dir, primary, folders) if folders else _read_shipped(lines, primary)
@@ -217,7 +223,7 @@ def _refuse_choice(override: Override, primary: str, folders: Sequence[Path]) ->
     several = value if isinstance(value, list) else [value]
     if strange := [v for v in several if not isinstance(v, str)]:
         named = ", ".join(sources.options(group, folders))
-        raise UserError(f"{group} has no option {OmegaConf.to_yaml([strange[0]])[2:].strip()}. It has {named}")
+        raise UserError(f"{group} has no option {json.dumps(strange[0], default=str)}. It has {named}")
     if isinstance(value, list) and group not in multiple(primary) and not own:
         example = next(iter(value), None) or sources.options(group)[0]
         raise UserError(f"{group} takes one option, not a list: {group}={example}")

@@ -86,7 +86,7 @@ def groups(folders: Sequence[Path] = ()) -> frozenset[str]:
 
 @cache
 def _shipped_groups() -> frozenset[str]:
-    found = (p for p in SHIPPED.rglob("*") if p.is_dir() and p.name not in OTHERS)
+    found = (p for p in SHIPPED.rglob("*") if p.is_dir() and p.name not in OTHERS and any(p.glob("*.yaml")))
     return frozenset(p.relative_to(SHIPPED).as_posix() for p in found)
 
 
