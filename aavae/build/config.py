@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from aavae.build import hints, sources
@@ -148,6 +148,9 @@ def folder(
 ) -> str:
     """Where Hydra will put a run (`hydra.run.dir`) or sweep (`hydra.sweep.dir`) of the job `name`, interpolated once
     and for all. Raises UserError if only Hydra itself could tell."""
+    typed = [o.value() for o in parse(overrides) if o.key_or_group == key]
+    if typed and isinstance(typed[-1], str) and typed[-1] not in ("", "???") and "$" not in typed[-1]:
+        return typed[-1]  # without composing: a tenth of the time that a command takes to begin
     job = HydraConfig.instance()
     before = job.cfg
     try:
@@ -168,12 +171,14 @@ def hydra_node(overrides: Sequence[str], config_dir: str | None = None, primary:
 def _with_hydra(overrides: Sequence[str], config_dir: str | None, primary: str, name: str = "app") -> DictConfig:
     folders, lines = sources.own_folders(config_dir), for_hydra(overrides, config_dir, primary)
     with _sentences(folders), sources.loader(config_dir, name):
-        cfg = hydra.compose(primary, lines, return_hydra_config=True)
+        return hydra.compose(primary, lines, return_hydra_config=True)
+
+
+def _refuse_ways(cfg: DictConfig) -> None:
     if cfg.hydra.mode is not None:
         raise UserError(f"hydra.mode={cfg.hydra.mode.name} cannot be set; -m sweeps, and without it there is one run")
     if cfg.hydra.job.chdir:
         raise UserError("hydra.job.chdir=true is not supported: paths are those of the folder a command is typed in")
-    return cfg
 
 
 # ---- Groups and values --------------------------------------------------------------------------------------------
@@ -203,7 +208,10 @@ def _base(parsed: list[Override], config_dir: str | None, primary: str, folders:
 def _read(lines: tuple[str, ...], config_dir: str | None, primary: str, folders: tuple[Path, ...]) -> Base:
     with sources.loader(config_dir) as loader:
         files = sources.own_files(loader, primary, lines, folders) if folders else []
-        cfg = hydra.compose(primary, list(lines))
+        cfg = hydra.compose(primary, list(lines), return_hydra_config=True)
+    _refuse_ways(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
     return Base(cfg, files, Schema(cfg, primary, sources.groups(folders) - sources.groups()))
 
 
