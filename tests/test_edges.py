@@ -91,6 +91,7 @@ def test_streamed_images_can_be_judged_with_the_default_probes(train, evaluate, 
     assert ended.code == 0 and "online of h is left out" in ended.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [(), ("precision=bf16",)])
 def test_every_digit_is_that_of_the_end_of_training(train, evaluate, extra):
     probes = ("probe=[knn,similarity,geometry]", "features=[h,mu]", "probe.similarity.images=20")

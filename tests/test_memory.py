@@ -196,6 +196,7 @@ class Census:
         pass
 
 
+@pytest.mark.slow
 def test_steps_leave_neither_tensors_nor_objects_behind(tmp_path):
     settings = ("epochs=8", "batch_size=4", "trainer.log_every=6", "trainer.validate_every=2", "trainer.val_samples=2")
     settings += ("trainer.save_minutes=0", "probe=[online]", "probe.online.batch_size=4")

@@ -135,6 +135,7 @@ def test_while_images_are_read(train, monkeypatch):
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["validate", "representations"])
 def test_while_it_is_validated_probed_or_evaluated(train, monkeypatch, method):
     arguments = ("trainer=debug", "trainer.probe_every=1", "probe=knn", "features=[h]", "epochs=2")

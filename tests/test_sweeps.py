@@ -160,6 +160,7 @@ def test_real_processes_end_each_for_itself(train, monkeypatch):
 # ---- Going on -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_job_that_never_saved_begins_afresh_and_one_that_lost_its_checkpoint_says_so(sweep):
     assert sweep("seed=0,1", "sweep.name=s").code == 0
     for name, place in jobs("multirun/s").items():
@@ -174,6 +175,7 @@ def test_a_job_that_never_saved_begins_afresh_and_one_that_lost_its_checkpoint_s
     assert again.code == 1 and "which is gone" in again.out
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_anew_is_done_anew_and_begun_afresh_once(sweep, train):
     assert sweep("seed=0", "sweep.name=s").code == 0
     (place,) = jobs("multirun/s").values()
@@ -191,6 +193,7 @@ def test_what_is_asked_for_anew_is_done_anew_and_begun_afresh_once(sweep, train)
     )
 
 
+@pytest.mark.slow
 def test_going_on_takes_other_ways_of_launching_and_nothing_else(sweep, train, tmp_path):
     assert sweep("seed=0,1", "hydra.sweep.dir=own", "hydra.launcher.n_jobs=2").code == 0
     place = jobs("own")
@@ -214,6 +217,7 @@ def test_going_on_takes_other_ways_of_launching_and_nothing_else(sweep, train, t
     assert ended.code == 2 and "sweep.json is damaged" in ended.err and "Traceback" not in ended.err
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_from_anywhere(quick_jobs, train, tmp_path, monkeypatch, fate):
     Path("mended").touch()
     assert (
@@ -259,6 +263,7 @@ def test_the_folder_is_as_typed(sweep):
 # ---- Other launchers ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_jobs_of_another_launcher_are_checked_summed_up_and_gone_on_with(sweep, train):
     basic = ("sweep.name=s", "hydra/launcher=basic")
     ended = sweep("seed=0,1", *basic, "batch_size=9999")

@@ -33,6 +33,7 @@ def test_a_busy_machine_gives_one_thread_and_says_so_and_waiting_is_short():
     assert said.startswith("1 the machine is busy: about 0.4 of") and found == f"1 {threads.SPIN}"
 
 
+@pytest.mark.slow
 def test_what_the_user_has_chosen_is_kept():
     # Never more threads than cores, whatever is asked for: torch's own limit.
     two = str(min(2, len(threads.cores())))
@@ -66,6 +67,7 @@ def test_only_the_cores_that_this_process_may_use_are_counted(monkeypatch, tmp_p
     assert threads.now().idle is None
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_the_threads_of_its_checkpoint(train, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(threads, "cores", lambda: [0, 1])

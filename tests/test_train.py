@@ -171,6 +171,7 @@ def test_a_finished_run_shows_its_results_again(train):
     assert ended.code == 0 and "is finished" in ended.out and "raw pixels" in ended.out
 
 
+@pytest.mark.slow
 def test_a_constant_schedule_is_extended_and_another_is_not(train):
     assert train(*DEBUG, "probe=[]", "epochs=1").code == 0
     ended = train(*DEBUG, "probe=[]", "epochs=2")

@@ -26,7 +26,7 @@ def test_one_of_a_kind_is_one(train):
     assert "1 step: 1 epoch of 1\n" in ended.out and "cpu, 1 thread," in ended.out
 
 
-@pytest.mark.parametrize("columns", [60, 80, 100])
+@pytest.mark.parametrize("columns", [60, 100])
 def test_lines_are_broken_between_words(train, monkeypatch, columns):
     monkeypatch.delenv("COLUMNS", raising=False)
     whole = train("--help").out
