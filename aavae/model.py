@@ -113,7 +113,9 @@ class AutoEncoder(nn.Module):
         else:
             z = encoded.mu + noise * encoded.sigma
         x_hat = self.decoder(z.reshape(-1, self.latent_dim))
-        return encoded._replace(noise=noise, z=z, x_hat=x_hat.view(*z.shape[:-1], *x_hat.shape[1:]))
+        x_hat = x_hat.view(*z.shape[:-1], *x_hat.shape[1:])
+        # Not `_replace`, which torch.compile of torch 2.11 cannot follow.
+        return Output(encoded.view, encoded.h, encoded.mu, encoded.log_var, noise, z, x_hat, encoded.log_scale)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Output:
         return self.decode(self.encode(x), noise)
