@@ -90,7 +90,7 @@ class Trainer:
         self.untrained_encoder = copy.deepcopy(model.encoder)
         self.model = model.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         self.loss, self.augmentation, self.dataset = loss, augmentation, dataset.load(device)
-        compiled = compiler(device, compile, cuda_graphs)
+        compiled, self._replays = compiler(device, compile, cuda_graphs), cuda_graphs and device.type == "cuda"
         self._encode, self._learn = compiled(self.model.encode), compiled(self._reconstruct)
         self.loader = Loader(dataset, augmentation, batch_size, seed, device, self.processes)
         rows = self.loader.share.stop - self.loader.share.start
@@ -118,6 +118,8 @@ class Trainer:
 
     def train_step(self, batch: Batch, measure: bool = False) -> dict[str, Tensor]:
         """One optimizer step on this process's images; returns the loss terms, and with `measure` the diagnostics."""
+        if self._replays:  # The graphs keep what they write (clean pass, gradients of a part) until the next step begins.
+            torch.compiler.cudagraph_mark_step_begin()
         self._set_learning_rate()
         draws, noise = self._draw(batch.source.shape[-1])
         terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))

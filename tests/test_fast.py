@@ -1,6 +1,7 @@
 """The fast recipe computes what the plain one does: each thing it does otherwise, alone, and all of them together."""
 
 import functools
+import itertools
 import math
 
 import pytest
@@ -33,14 +34,15 @@ def trainer(*overrides: str):
     return t
 
 
-def three_steps(recipe: dict[str, tuple[str, ...]]) -> tuple[list[float], torch.Tensor]:
-    """The losses, and the gradient of the first step."""
+def three_steps(recipe: dict[str, tuple[str, ...]], measure: bool = False) -> tuple[list[float], torch.Tensor]:
+    """The losses, and the gradient of the first step; with `measure` the diagnostics of each step are computed, too."""
     t = trainer("precision=fp32", *(override for overrides in recipe.values() for override in overrides))
     gradients: list[torch.Tensor] = []
     t.optimizer.register_step_pre_hook(
         lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in t.model.parameters() if p.grad is not None]))
     )
-    losses = [t.train_step(batch)["loss"].item() for _, batch in zip(range(3), t.loader.epoch(0), strict=False)]
+    batches = itertools.islice(t.loader.epoch(0), 3)
+    losses = [t.train_step(batch, measure)["loss"].item() for batch in batches]
     return losses, gradients[0]
 
 
@@ -62,9 +64,19 @@ def test_compiled_it_computes_the_same(plain, monkeypatch):
     assert counters["stats"]["unique_graphs"] >= 2  # the step, and the clean pass
 
 
+GRAPHS = FAST | {"graphs": ("trainer.cuda_graphs=true", "device=cuda")}
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_replayed_as_cuda_graphs_it_computes_the_same(plain):
-    agree(three_steps(FAST | {"graphs": ("trainer.cuda_graphs=true", "device=cuda")}), plain)
+    agree(three_steps(GRAPHS), plain)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("also", [("trainer.accumulate=2",), ("method=ae",), ("trainer.clean_pass=off",)], ids=str)
+def test_graphs_keep_what_a_step_still_needs(also):
+    on_cuda = {"device": ("device=cuda",), "also": (*also, "trainer.clip=1e9")}
+    agree(three_steps(GRAPHS | on_cuda, measure=True), three_steps(PLAIN | on_cuda, measure=True))
 
 
 def agree(found: tuple[list[float], torch.Tensor], plain: tuple[list[float], torch.Tensor]) -> None:
