@@ -118,7 +118,7 @@ class Trainer:
 
     def train_step(self, batch: Batch, measure: bool = False) -> dict[str, Tensor]:
         """One optimizer step on this process's images; returns the loss terms, and with `measure` the diagnostics."""
-        if self._replays:  # The graphs keep what they write (clean pass, gradients of a part) until the next step begins.
+        if self._replays:  # Graphs keep what they wrote (clean pass, gradients of a part) until then.
             torch.compiler.cudagraph_mark_step_begin()
         self._set_learning_rate()
         draws, noise = self._draw(batch.source.shape[-1])
