@@ -26,7 +26,7 @@ test: $(STAMP) ## run the tests, but for the slow ones
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-slow: $(STAMP) ## run the tests that start whole sweeps and play the documents
+slow: $(STAMP) ## run the tests that start several runs, play the documents, or compare large networks
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 bench: $(STAMP) ## measure speed here, in minutes; BENCH='augmentation --quick' measures less, BENCH=--help says what

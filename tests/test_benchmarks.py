@@ -303,6 +303,7 @@ def test_the_networks_are_the_paper_s():
         assert encoder == {"resnet18": 11_168_832, "resnet50": 23_500_352, "resnet50-96": 23_508_032}[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "clean_pass", "gflop"),
     [  # spec §5

@@ -26,6 +26,7 @@ def in_this_process(train, monkeypatch):
     return typed
 
 
+@pytest.mark.slow
 def test_both_runs_are_judged_on_the_way_and_at_the_end(in_this_process, tmp_path, capsys):
     out = tmp_path / "out"
     assert clean_pass.main([*TINY, "--epochs", "2", "--every", "1", "--minutes", "1", "--out", str(out)]) == 0

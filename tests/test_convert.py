@@ -190,6 +190,7 @@ def of_torchvision(name):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_an_imagenet_encoder_computes_the_same_in_timm_and_torchvision(convert, tmp_path, name):
     expected = features(released(tmp_path / "a.ckpt", "imagenet", name, IMAGENET).encoder, 64)
@@ -206,6 +207,7 @@ def test_an_imagenet_encoder_computes_the_same_in_timm_and_torchvision(convert, 
         path.unlink()  # they are large
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kwargs"), [("resnet10t", {}), ("vit_tiny_patch16_224", {"img_size": 32})])
 def test_an_encoder_of_timm_goes_back_to_timm_alone(convert, tmp_path, name, kwargs):
     node = TIMM | {"name": name, "kwargs": kwargs}

@@ -41,6 +41,7 @@ def metrics(folder="run") -> list[dict]:
     return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_all_there(train):
     mine = ("logger=[wandb,tensorboard]", "logger.wandb.tags=[debug,small]", "logger.wandb.project=mine")
     ended = train(*DEBUG, *mine, "epochs=1", "features=[h]", "probe=[knn,similarity]", *FEW)

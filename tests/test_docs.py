@@ -200,6 +200,7 @@ def after_probes(desk):
 # ---- Notebooks ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs(notebook, demo, tmp_path, monkeypatch):
     shutil.copytree(demo, tmp_path / "outputs" / "demo")

@@ -139,6 +139,7 @@ def test_a_path_that_is_none_gets_one_sentence(evaluate, argument):
     assert ended.code == 2 and ended.err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe", b'[{"probe":"x","feature":"h","split":"test","metric":"accuracy","epoch":0.5}]']
 )
@@ -150,6 +151,7 @@ def test_damaged_results_get_one_sentence_and_are_found_again_by_training(train,
     assert train(*DEBUG).code == 0 and results()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"[]", b"\xff", b"null"])
 def test_a_damaged_status_means_evaluating_again(train, content):
     assert train(*DEBUG).code == 0

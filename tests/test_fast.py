@@ -56,6 +56,7 @@ def test_what_is_faster_computes_the_same(plain, what):
     agree(three_steps(PLAIN | {name: FAST[name] for name in what}), plain)
 
 
+@pytest.mark.slow
 def test_compiled_it_computes_the_same(plain, monkeypatch):
     # Without the C++ compiler, whose two minutes would test torch: `make bench` has the ladder's compiled rung.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
@@ -89,6 +90,7 @@ def test_the_default_is_all_that_is_fast_but_what_has_to_be_asked_for():
     assert three_steps({})[0] == three_steps(FAST | {"compile": PLAIN["compile"]})[0]
 
 
+@pytest.mark.slow
 def test_bf16_learns_along_the_same_curve_within_two_percent_of_what_is_left_to_learn():
     def curve(precision: str) -> torch.Tensor:
         t = trainer(f"precision={precision}", "optimizer.lr=1e-3")

@@ -47,6 +47,7 @@ def test_training_is_the_same_to_the_bit_with_and_without_it(train):
     assert all(torch.equal(a[k], b[k]) for k in b)  # parameters, and the statistics of BatchNorm
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_classifier(train, monkeypatch):
     assert train(*DEBUG, "hydra.run.dir=whole").code == 0
     step = Trainer.train_step

@@ -107,6 +107,7 @@ def test_the_first_sweep_runs(train, quick_jobs):
     assert len(list(Path("multirun").glob("*/*/encoder.safetensors"))) == 5
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(train):
     assert train("experiment=digits", "hydra.run.dir=outputs/demo", "trainer.max_steps=1", "probe=knn").code == 0
     [block] = re.findall(r"```python\n(.*?)```", README, re.S)

@@ -40,6 +40,7 @@ def test_evaluation_gives_the_released_numbers(released):
         assert_close(value, released.vectors[f"eval.{name}"], 1e-4, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectors", ["train", "train_noclean"])
 def test_three_adam_steps_give_the_released_numbers(released, vectors):
     model, objective = ours(released, torch.float64)

@@ -93,6 +93,7 @@ def test_a_plan_has_the_steps_of_training():
     assert few.device == "cpu" and few.config["epochs"] == 1 and few.identity == short.identity != many.identity
 
 
+@pytest.mark.slow
 def test_the_disk_that_is_asked_for_is_what_a_run_takes(train):
     assert train(*DEBUG, "epochs=2", "trainer.checkpoint_epochs=[1,2,9]", "hydra.run.dir=run").code == 0
     (plan,) = plans(("epochs=2", "trainer.checkpoint_epochs=[1,2,9]"))
@@ -259,6 +260,7 @@ def test_a_signal_ends_the_check_at_once_and_leaves_no_process(monkeypatch, tmp_
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+@pytest.mark.slow
 def test_the_process_that_launches_jobs_never_imports_torch():
     lines = (
         "import sys",

@@ -25,6 +25,8 @@ from aavae.augmentations import CROP_TRIES, crop_boxes
 from aavae.datasets.downloads import CIFAR10, STL10
 from aavae.pipelines import SimCLR
 
+pytestmark = pytest.mark.slow
+
 LEVEL = 1e-3
 OUR_DRAWS = 100_000
 CATEGORIES = 32  # more than a parameter is sorted into

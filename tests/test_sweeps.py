@@ -230,6 +230,7 @@ def test_a_sweep_goes_on_from_anywhere(quick_jobs, train, tmp_path, monkeypatch,
     assert ended.code == 0 and "1 job, 1 of them done" in ended.out, ended.err
 
 
+@pytest.mark.slow
 def test_the_folder_is_that_of_what_is_swept_however_it_is_launched(sweep):
     ways = (
         ["dry_run=true"],
@@ -249,6 +250,7 @@ def test_the_folder_is_that_of_what_is_swept_however_it_is_launched(sweep):
     assert "1 of them done" in sweep("seed=0", "dry_run=true").out
 
 
+@pytest.mark.slow
 def test_the_folder_is_as_typed(sweep):
     where = "~/a 'b'/x=[z]"
     ended = sweep("seed=0", f"hydra.sweep.dir={quoted(where)}")
@@ -280,6 +282,7 @@ def test_jobs_of_another_launcher_are_checked_summed_up_and_gone_on_with(sweep, 
     assert ended.code == 1 and "which is gone" in ended.out
 
 
+@pytest.mark.slow
 def test_a_sweeper_gets_the_scores_batch_by_batch(sweep, monkeypatch):
     from hydra.core.plugins import Plugins
 

@@ -254,6 +254,7 @@ def test_tensorflow_is_left_alone(tmp_path):
 # ---- The real command ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_interrupted_and_resumed_run_holds_what_its_metrics_file_holds(train, monkeypatch):
     command = ("trainer=debug", "hydra.run.dir=run", "logger=tensorboard", "probe=knn", "features=[h]")
     step = Trainer.train_step

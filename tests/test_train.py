@@ -213,6 +213,7 @@ def test_settings_of_the_optimizer_are_those_asked_for_and_its_state_is_the_chec
     assert ended.code == 2 and "holds a run already" in ended.err
 
 
+@pytest.mark.slow
 def test_other_probes_judge_a_finished_run_anew(train):
     assert train(*DEBUG, "probe=knn").code == 0
     assert train(*DEBUG, "probe=few_label").code == 0

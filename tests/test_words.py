@@ -26,6 +26,7 @@ def test_one_of_a_kind_is_one(train):
     assert "1 step: 1 epoch of 1\n" in ended.out and "cpu, 1 thread," in ended.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [60, 100])
 def test_lines_are_broken_between_words(train, monkeypatch, columns):
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -147,6 +148,7 @@ def test_arguments_of_a_class_need_no_plus(plus):
         build.compose([f"{plus}epoch=1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["'own dir'", '"own dir"', r"own\ dir"])
 def test_a_line_is_completed_with_the_folder_it_names(train, tmp_path, monkeypatch, written):
     (tmp_path / "own dir" / "encoder").mkdir(parents=True)
