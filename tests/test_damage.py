@@ -294,6 +294,7 @@ def named(cases):
     return pytest.mark.parametrize(("where", "value"), cases, ids=[f"{w}={str(v)[:20]}" for w, v in cases])
 
 
+@pytest.mark.slow
 @named(OF_A_MODEL)
 def test_no_model_is_built_from_malformed_contents(state, tmp_path, where, value):
     changed(where, value)(state)

@@ -84,6 +84,7 @@ def test_a_finished_run_is_all_there(train):
     assert wandb_reader.exit_code("run") == 0
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_a_run_of_its_own(train, evaluate):
     assert train(*DEBUG, "logger=wandb", "probe=[]", "epochs=1").code == 0
     Path("run/wandb").rename("trained")
@@ -121,6 +122,7 @@ def test_a_run_whose_loss_is_not_finite_has_failed(train):
     assert by_name(wandb_reader.history("run")) == by_name(metrics())
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_has_failed_until_it_is_resumed(train, monkeypatch):
     step = Trainer.train_step
 

@@ -33,6 +33,7 @@ def test_z_of_two_splits_has_noise_of_its_own():
     assert (noise["val"] - noise["test"]).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_another_dataset_does_not_overwrite_the_run_s_results(train, evaluate):
     assert train(*DEBUG).code == 0
     before = results()
@@ -40,6 +41,7 @@ def test_another_dataset_does_not_overwrite_the_run_s_results(train, evaluate):
     assert results() == before and len([*Path("run").glob("digits_*/results.json")]) == 1
 
 
+@pytest.mark.slow
 def test_moved_images_that_are_others_do_not_share_a_table(train, evaluate, tmp_path):
     from PIL import Image
 
@@ -56,6 +58,7 @@ def test_moved_images_that_are_others_do_not_share_a_table(train, evaluate, tmp_
     assert ended.code == 0 and results() == before and len([*Path("run").glob("image_folder_*/results.json")]) == 1
 
 
+@pytest.mark.slow
 def test_the_online_probe_is_not_judged_on_other_classes_nor_before_it_learned(train, evaluate):
     assert train(*DEBUG).code == 0
     ended = evaluate("run=run", "dataset=digits", "probe=[online]")

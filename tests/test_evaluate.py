@@ -66,6 +66,7 @@ def test_it_repeats_what_training_found(run, evaluate):
     assert results() == before  # raw pixels and the untrained encoder included
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clean_pass", ["every_step", "off"])
 def test_batchnorm_is_what_training_would_have_shown_the_probes(train, evaluate, clean_pass):
     assert train(*DEBUG, f"trainer.clean_pass={clean_pass}").code == 0
@@ -156,6 +157,7 @@ def test_another_dataset_is_normalised_as_in_training(run, evaluate):
     assert (run / "results.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_images_that_have_moved_are_found_where_one_says(train, evaluate, tmp_path):
     data = build.dataset(build.compose(["dataset=synthetic"]))["pretrain"]
     for i, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
@@ -172,6 +174,7 @@ def test_images_that_have_moved_are_found_where_one_says(train, evaluate, tmp_pa
     assert ended.code == 0 and "not the images" not in ended.out and results() == before
 
 
+@pytest.mark.slow
 def test_images_without_labels_are_judged_by_what_needs_none(train, evaluate, tmp_path):
     data = build.dataset(build.compose(["dataset=synthetic"]))["pretrain"]
     (tmp_path / "photos").mkdir()

@@ -470,6 +470,7 @@ RUN = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @FORKS
 @pytest.mark.parametrize("in_memory", ["true", "false"])
 def test_a_damaged_image_has_ways_out_that_lead_somewhere(tmp_path, train, in_memory):

@@ -144,6 +144,7 @@ def test_an_error_of_another_launcher_is_a_sentence(quick_jobs, train, tmp_path)
     assert not (tmp_path / "multirun" / "s").exists()
 
 
+@pytest.mark.slow
 def test_a_score_is_not_minimised_and_slurm_wants_slurm(train, tmp_path, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")

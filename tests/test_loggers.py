@@ -261,6 +261,7 @@ def test_a_run_stops_when_its_metrics_cannot_be_written(train, monkeypatch):
     assert json.loads(Path("run/status.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_a_dashboard_that_fails(train, monkeypatch):
     log = WandB.log
 

@@ -163,6 +163,7 @@ def test_streamed_images_are_refused_before_training(train, tmp_path):
     assert ended.code == 2 and "dataset.in_memory=true" in ended.err and not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_probes_can_be_run_every_so_many_epochs(train):
     # trainer=debug has 8 steps an epoch.
     ended = train("trainer=debug", "epochs=3", "probe=[knn]", "trainer.probe_every=1", "hydra.run.dir=run")

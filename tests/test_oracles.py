@@ -199,6 +199,7 @@ def _three_steps_of_one(rank: int, port: int, answers) -> None:
         answers.put((losses, norms, weights.numpy()))
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_that_accumulates_two_halves():
     losses, norms, weights = three_steps("trainer.accumulate=2")
     first, second = forked.pair(_three_steps_of_one)

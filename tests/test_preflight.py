@@ -56,6 +56,7 @@ def counted(trainer, size: int) -> float:
     return 2 * sum(macs) / 2  # 2 FLOP a multiplication with its addition, 2 images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "gflop"),
     [  # spec: 5.417 and 12.196 GMAC, before the skip convolutions moved below the upsampling: 15 % of the decoder's

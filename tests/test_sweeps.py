@@ -380,6 +380,7 @@ def test_a_preset_without_m_is_no_single_run(train):
     assert train("trainer=debug", "sweep=none", "dry_run=true").code == 0
 
 
+@pytest.mark.slow
 def test_a_preset_may_be_overridden(sweep):
     ended = sweep("sweep=seeds", "seed=5,6", "dry_run=true")
     assert ended.code == 0 and "2 jobs" in ended.out and not list(Path().iterdir())
@@ -394,6 +395,7 @@ def test_a_dry_run_says_what_a_sweep_takes_and_writes_nothing(sweep):
     assert not list(Path().iterdir())
 
 
+@pytest.mark.slow
 def test_help_is_help_for_a_sweep_too(sweep):
     ended = sweep("--help")
     assert ended.code == 0 and ended.out.startswith("Pretrain") and not list(Path().iterdir())

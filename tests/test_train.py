@@ -110,7 +110,7 @@ def test_the_released_step_is_one_word(train):
 # ---- Stopping and going on ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["aavae", "ae"])
+@pytest.mark.parametrize("method", ["aavae", pytest.param("ae", marks=pytest.mark.slow)])
 def test_a_run_stopped_by_a_signal_continues_to_the_same_bits(train, monkeypatch, method):
     assert train("trainer=debug", "hydra.run.dir=whole", f"method={method}", "probe=knn").code == 0
     step = Trainer.train_step
@@ -165,6 +165,7 @@ def test_a_truncated_checkpoint_is_replaced_by_the_one_before(train):
     assert same_bits(weights("run"), expected)
 
 
+@pytest.mark.slow
 def test_a_finished_run_shows_its_results_again(train):
     train(*DEBUG, "probe=knn")
     ended = train(*DEBUG, "probe=knn")
@@ -201,6 +202,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(train):
     assert not Path("other").exists()
 
 
+@pytest.mark.slow
 def test_settings_of_the_optimizer_are_those_asked_for_and_its_state_is_the_checkpoints(train):
     assert train(*DEBUG, "epochs=1", "probe=[]").code == 0
     ended = train("trainer=debug", "hydra.run.dir=b", "resume=run", "optimizer.weight_decay=0.5", "probe=[]")

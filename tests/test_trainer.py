@@ -19,7 +19,7 @@ def first_batch(of):
     return next(iter(of.loader.epoch(0)))
 
 
-@pytest.mark.parametrize("method", ["ae", "aavae"])
+@pytest.mark.parametrize("method", [pytest.param("ae", marks=pytest.mark.slow), "aavae"])
 def test_one_batch_can_be_learned_by_heart(method):
     settings = ("optimizer.lr=5e-3", "trainer.clean_pass=off", "batch_size=2", "latent_dim=16", "seed=1")
     t = trainer(f"method={method}", "augmentation=none", *settings)
