@@ -7,7 +7,7 @@
 def __getattr__(name: str):
     # torch takes seconds to import, which `aavae-train --help` need not wait for.
     if name in ("load_model", "load_encoder"):
-        from aavae import trained
+        from aavae.weights import load
 
-        return getattr(trained, name)
+        return getattr(load, name)
     raise AttributeError(f"module 'aavae' has no attribute {name!r}")

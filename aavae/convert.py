@@ -7,8 +7,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from aavae import exits
 from aavae.errors import UserError
+from aavae.runtime import exits
 
 KINDS = {
     "checkpoint": (".pt", "a model to load and to judge, without what training it further would need"),
@@ -32,8 +32,8 @@ def convert(source: Path, target: Path, to: str, trust: tuple[str, ...] = (), **
     `said` are the `stem`, `image_size` and `dataset` that a file of the released code leaves open. Raises UserError
     where it cannot be read, or cannot be had as what `to` asks for; then nothing is written.
     """
-    from aavae import cards, checkpoint, encoder_file, exchange
-    from aavae.trained import agree, load_trained, portable
+    from aavae.weights import checkpoint, encoder_file, libraries, model_card
+    from aavae.weights.load import agree, load_trained, portable
 
     if to == "checkpoint":
         state, note = portable(source, trust, **said)
@@ -43,11 +43,11 @@ def convert(source: Path, target: Path, to: str, trust: tuple[str, ...] = (), **
     own = source / encoder_file.ENCODER
     trained = load_trained(own if own.exists() else source, trust, **said)
     _say(trained.note)
-    encoder, facts = cards.facts_of(trained)
+    encoder, facts = model_card.facts_of(trained)
     agree(source, facts, **said)
-    called = exchange.check_fits(to, encoder, facts["architecture"]) if to in exchange.LIBRARIES else None
-    facts["results"] = cards.accuracies(source, facts.get("epochs")) or facts.get("results", [])
-    text = cards.card(facts)
+    called = libraries.check_fits(to, encoder, facts["architecture"]) if to in libraries.LIBRARIES else None
+    facts["results"] = model_card.accuracies(source, facts.get("epochs")) or facts.get("results", [])
+    text = model_card.card(facts)
     encoder_file.save(target, encoder, facts | {"format": "pt", "model_card": text})
     return text + (f"\n\nIt loads into {called}." if called else "")
 

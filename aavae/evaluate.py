@@ -6,9 +6,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from aavae import build, threads
-from aavae.entry import Command
+from aavae import build
+from aavae.command import Command
 from aavae.errors import UserError
+from aavae.runtime import threads
 
 
 class Evaluate(Command):
@@ -35,9 +36,10 @@ class Evaluate(Command):
     def prepare(self, cfg: DictConfig) -> Iterator:
         """The trained model, its images and the probes; what they cannot do is said now."""
         threads.settle()
-        from aavae import released, runtime
-        from aavae.judgement import Judgement
-        from aavae.trained import load_trained
+        from aavae.probes.run import Judgement
+        from aavae.runtime.device import pick_device, pick_precision
+        from aavae.weights import released
+        from aavae.weights.load import load_trained
 
         if strange := [name for name in cfg.trust if not isinstance(name, str)]:
             raise UserError(f"trust= takes names of modules, such as [my_package], not {strange[0]!r}")
@@ -45,8 +47,8 @@ class Evaluate(Command):
         # What a checkpoint of the released code was trained on, if it does not say: what it is judged on.
         named = released.name_of(chosen["dataset"].get("_target_"))
         trained = load_trained(_path(cfg), tuple(cfg.trust), dataset=named)
-        device = runtime.pick_device(cfg.device)
-        precision = runtime.pick_precision(cfg.precision or trained.config.get("precision", "auto"), device)
+        device = pick_device(cfg.device)
+        precision = pick_precision(cfg.precision or trained.config.get("precision", "auto"), device)
         loggers = build.loggers(cfg, metrics=False)
         elsewhere = {} if "_target_" in chosen["dataset"] else {"data_dir": cfg.data_dir}  # which asks for it itself
         dataset = trained.images(elsewhere | chosen["dataset"])

@@ -1,33 +1,13 @@
 """Entry: the folder of a sweep, or any folder with runs → a table, `sweep.csv` and `sweep.md` (`aavae-report`)."""
 
 import argparse
-import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from aavae import exits
 from aavae.errors import UserError
-
-
-def report(folder: Path) -> int:
-    """Print what the runs in `folder` have found and write it beside them; returns the exit code.
-
-    Raises UserError if there is no run, or, once all is printed, where nothing can be written.
-    """
-    from aavae.console import Reporter
-    from aavae.summary import summarize
-    from aavae.summary_tables import tell, write
-
-    if not os.path.isdir(folder):
-        raise UserError(f"there is no folder {folder}")
-    summary = summarize(folder)
-    if not summary.jobs:
-        raise UserError(summary.problems[0] if summary.problems else f"there is no run in {folder}")
-    tell(summary, Reporter().console)
-    sys.stdout.flush()
-    write(summary)
-    return summary.code
+from aavae.reports import report
+from aavae.runtime import exits
 
 
 def _work() -> int:

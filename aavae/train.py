@@ -10,11 +10,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from aavae import build, files, sweeps, threads
-from aavae.entry import Command, Task
+from aavae import build
+from aavae.command import Command, Task
 from aavae.errors import GaveUp, UserError
-from aavae.identity import identity
-from aavae.multirun import Multirun, swept_by
+from aavae.runs import sweep as sweeps
+from aavae.runs.identity import identity
+from aavae.runtime import files, threads
+from aavae.sweeps.grid import swept_by
+from aavae.sweeps.sweep import Multirun
 
 
 class Train(Command):
@@ -79,7 +82,7 @@ class Train(Command):
             except SystemExit as error:  # Hydra's, which has printed why another launcher or sweeper gave up
                 code = error.code
             except KeyboardInterrupt as error:
-                from aavae.console import shown
+                from aavae.loggers.screen import shown
 
                 sweep.sum_up()
                 print(f"stopped; continue with\n  {self.name} sweep.resume={shlex.quote(str(shown(folder)))}")
@@ -92,15 +95,16 @@ class Train(Command):
     def prepare(self, cfg: DictConfig) -> Iterator[tuple]:
         """Trainer and logger, in the process group that torchrun describes."""
         threads.settle()
-        from aavae import runtime
+        from aavae.runtime.device import pick_device
+        from aavae.runtime.processes import processes
 
-        with runtime.processes(runtime.pick_device(cfg.device)) as processes:
+        with processes(pick_device(cfg.device)) as several:
             loggers = build.loggers(cfg)  # first: a missing package is said before images are read
-            yield build.trainer(cfg, processes, asked=build.asked(self.overrides)), loggers
+            yield build.trainer(cfg, several, asked=build.asked(self.overrides)), loggers
 
     def work(self, built: tuple, cfg: DictConfig, folder: Path, name: str, group: str | None) -> float | None:
         """Train, or go on training, and evaluate."""
-        from aavae.run import Run
+        from aavae.training.run import Run
 
         config = build.plain(cfg)
         return Run(
@@ -117,7 +121,7 @@ class Train(Command):
 
     def estimate(self, built: tuple) -> float:
         """Steps, time and memory."""
-        from aavae.estimate import print_estimate
+        from aavae.training.dry_run import print_estimate
 
         return print_estimate(built[0])
 

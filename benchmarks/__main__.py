@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from aavae import exits
 from aavae.errors import UserError
+from aavae.runtime import exits
 
 PARTS = ("augmentation", "step", "evaluation", "startup", "threads", "syncs")
 EPILOG = (
@@ -61,7 +61,7 @@ def measure(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     import torch
 
-    from aavae.runtime import pick_device
+    from aavae.runtime.device import pick_device
     from benchmarks import ladder, machine, threads
     from benchmarks.bench import Bench
     from benchmarks.book import Book

@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from aavae import build
-from aavae.pipelines import Pipeline
-from aavae.runtime import pick_precision
+from aavae.augmentations.pipeline import Pipeline
+from aavae.runtime.device import pick_precision
 from benchmarks.timing import wait
 
 # They change how something is computed, and not how much.

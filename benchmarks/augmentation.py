@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from aavae.augmentations.simclr import SimCLRViews
 from aavae.datasets import to_float
-from aavae.pipelines import SimCLR
-from aavae.runtime import generator_for
+from aavae.runtime.randomness import generator_for
 from benchmarks import rivals
 from benchmarks.bench import Bench
 from benchmarks.book import Row
@@ -74,7 +74,7 @@ def threads(n: int) -> Iterator[None]:
 
 
 def _batched(bench: Bench, setting: Setting, batches: tuple[int, ...]) -> list[Candidate]:
-    ours = SimCLR(setting.strength, setting.blur_p)
+    ours = SimCLRViews(setting.strength, setting.blur_p)
     theirs = rivals.kornia(ours, setting.size, MEAN, STD)
     mean, std = (torch.tensor(c, device=bench.device).view(1, 3, 1, 1) for c in (MEAN, STD))
     generator = generator_for(0, "benchmark")
@@ -102,7 +102,7 @@ def _batched(bench: Bench, setting: Setting, batches: tuple[int, ...]) -> list[C
 
 
 def _one_by_one(bench: Bench, setting: Setting, n: int) -> list[Candidate]:
-    ours, images = SimCLR(setting.strength, setting.blur_p), _images(setting.size, n)
+    ours, images = SimCLRViews(setting.strength, setting.blur_p), _images(setting.size, n)
     candidates = []
     for name, make, items in (
         ("torchvision v2, one by one", rivals.torchvision_v2, list(images)),

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aavae import files
 from aavae.errors import UserError
+from aavae.runtime import files
 from benchmarks import tables
 
 

@@ -14,9 +14,11 @@ import sys
 import time
 from pathlib import Path
 
-from aavae import build, files, status
+from aavae import build
 from aavae.errors import UserError
-from aavae.results import read_results
+from aavae.runs import status
+from aavae.runs.results import read_results
+from aavae.runtime import files
 
 SETTINGS = ("every_step", "off")
 PROBES = ("knn", "linear_cached")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from aavae import build
-from aavae.runtime import pick_precision
+from aavae.runtime.device import pick_precision
 from benchmarks import ladder
 from benchmarks.arithmetic import flop_per_image, matrix_peak
 from benchmarks.book import Row

@@ -10,8 +10,9 @@ from aavae.datasets import Dataset, Split
 from aavae.probes.knn import KNN
 from aavae.probes.linear import Linear
 from aavae.probes.linear_cached import LinearCached
-from aavae.representations import Representation
-from aavae.runtime import generator_for, pick_precision
+from aavae.probes.representations import Representation
+from aavae.runtime.device import pick_precision
+from aavae.runtime.randomness import generator_for
 from benchmarks.bench import Bench
 from benchmarks.book import Row
 from benchmarks.timing import Candidate, interleave

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from aavae.runtime import has_bf16_units
+from aavae.runtime.device import has_bf16_units
 
 DATA = ("dataset=synthetic", "probe=[]", "seed=0")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import aavae
-from aavae.provenance import checkout, hardware, versions
+from aavae.runs.provenance import checkout, hardware, versions
 
 
 def cores() -> int:

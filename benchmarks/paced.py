@@ -6,7 +6,7 @@ It imports torch only when its threads are settled, or not, as they are for a co
 import sys
 import time
 
-from aavae import threads
+from aavae.runtime import threads
 
 
 def train(seconds: float, settles: bool, overrides: list[str]) -> float:

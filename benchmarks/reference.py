@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from aavae import build
-from aavae.loader import Batch
-from aavae.pipelines import Pipeline
-from aavae.trainer import Trainer
+from aavae.augmentations.pipeline import Pipeline
+from aavae.datasets.loader import Batch
+from aavae.training.trainer import Trainer
 from benchmarks import rivals
 from benchmarks.machine import cores
 

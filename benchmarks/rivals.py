@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from aavae.pipelines import SimCLR
+from aavae.augmentations.simclr import SimCLRViews
 
 Numbers = tuple[float, float, float]
 MISSING = "not installed (pip install -e '.[bench]')"
@@ -20,7 +20,7 @@ def pictures(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
 
 
-def _strengths(ours: SimCLR) -> tuple[float, float, float, float]:
+def _strengths(ours: SimCLRViews) -> tuple[float, float, float, float]:
     return (0.8 * ours.strength,) * 3 + (0.2 * ours.strength,)
 
 
@@ -38,7 +38,7 @@ class Blur:
         return image.filter(ImageFilter.GaussianBlur(random.uniform(self.low, self.high)))
 
 
-def pil(ours: SimCLR, size: int, mean: Numbers, std: Numbers) -> Callable[[Image.Image], Tensor]:
+def pil(ours: SimCLRViews, size: int, mean: Numbers, std: Numbers) -> Callable[[Image.Image], Tensor]:
     """The released order on a PIL image (spec §1.5) → a normalised tensor `(3, size, size)`."""
     steps = [
         transforms.RandomResizedCrop(size, ours.scale, ours.ratio),
@@ -56,7 +56,7 @@ def clean(mean: Numbers, std: Numbers) -> Callable[[Image.Image], Tensor]:
     return transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
-def torchvision_v2(ours: SimCLR, size: int, mean: Numbers, std: Numbers) -> Callable[[Tensor], Tensor]:
+def torchvision_v2(ours: SimCLRViews, size: int, mean: Numbers, std: Numbers) -> Callable[[Tensor], Tensor]:
     """A uint8 tensor `(3, H, W)` → a normalised one: torchvision draws once for what it is given, so one by one."""
     steps = [
         v2.RandomResizedCrop(size, ours.scale, ours.ratio),
@@ -69,7 +69,7 @@ def torchvision_v2(ours: SimCLR, size: int, mean: Numbers, std: Numbers) -> Call
     return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
 
 
-def kornia(ours: SimCLR, size: int, mean: Numbers, std: Numbers) -> Callable[[Tensor], Tensor] | None:
+def kornia(ours: SimCLRViews, size: int, mean: Numbers, std: Numbers) -> Callable[[Tensor], Tensor] | None:
     """Float images `(B, 3, H, W)` in [0, 1] → normalised views, a draw per image; None without kornia.
 
     Crops are resampled in a batch; kornia's other way cuts them out one by one, no faster on a CPU.

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from aavae import threads
+from aavae.runtime import threads
 from benchmarks.bench import Bench
 
 MODELS = {

@@ -72,7 +72,7 @@ def convert(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def quick_jobs(monkeypatch):
     """Sweeps are checked in this process, and their jobs need not import torch again."""
-    from aavae import pool, preflight
+    from aavae.sweeps import pool, preflight
 
     monkeypatch.setattr(preflight, "preflight", preflight._examine)
     monkeypatch.setattr(preflight, "_speed", lambda *_: 1e9)

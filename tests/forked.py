@@ -13,7 +13,15 @@ from multiprocessing.connection import Connection
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["aavae.train", "aavae.run", "aavae.trainer", "hydra.main", "torch._dynamo", "matplotlib.figure", "pytest"]
+    [
+        "aavae.train",
+        "aavae.training.run",
+        "aavae.training.trainer",
+        "hydra.main",
+        "torch._dynamo",
+        "matplotlib.figure",
+        "pytest",
+    ]
 )
 
 
@@ -85,10 +93,10 @@ def joined(rank: int, port: int):
     """The process group of a pair on the CPU, as torchrun would describe it; within a process of `pair`."""
     import torch
 
-    from aavae import runtime
+    from aavae.runtime.processes import processes
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with runtime.processes(torch.device("cpu")) as both:
+    with processes(torch.device("cpu")) as both:
         yield both
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import SHARED
 from safetensors.torch import load_file
 
-from aavae.diagnostics import log_weights
+from aavae.models.diagnostics import log_weights
 
 NAMES = ("resnet18_cifar", "resnet50_cifar_beta")
 

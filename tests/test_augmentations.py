@@ -12,8 +12,11 @@ from torchvision import transforms
 from torchvision.transforms.v2 import functional as tvf
 
 from aavae import augmentations as ops
-from aavae import pipelines
-from aavae import simclr as simclr_module
+from aavae.augmentations import whole_batch as simclr_module
+from aavae.augmentations.crops import Crops
+from aavae.augmentations.digits import DigitViews
+from aavae.augmentations.pipeline import NoAugmentation
+from aavae.augmentations.simclr import ResizedCrops, SimCLRViews
 from aavae.errors import UserError
 
 LEVEL = 1e-3  # of each statistical test
@@ -277,7 +280,7 @@ class Products(TorchDispatchMode):
 
 
 # A CPU may have no reduced precision to show in its pixels; a GPU would round what a product is made of.
-@pytest.mark.parametrize("operation", [crop, blur, turn, colours, lambda images: pipelines.SimCLR(1.0, 0.5)(images)])
+@pytest.mark.parametrize("operation", [crop, blur, turn, colours, lambda images: SimCLRViews(1.0, 0.5)(images)])
 def test_no_matrix_product_is_there_for_tf32_to_round(operation):
     with Products() as products:
         operation(random_images(2, 32))
@@ -375,7 +378,7 @@ def rows(draws, index):
 @pytest.mark.parametrize("cropped", [False, True])
 @pytest.mark.parametrize(("size", "n", "blur_p"), [(32, 128, 0.0), (32, 128, 0.5), (96, 32, 0.5), (224, 4, 0.5)])
 def test_simclr_equals_torchvisions_operations_composed_per_image(size, n, blur_p, cropped):
-    simclr, images = pipelines.SimCLR(1.0, blur_p), random_images(n, size)
+    simclr, images = SimCLRViews(1.0, blur_p), random_images(n, size)
     draws = simclr.draw(n, size, seeded(5))
     expected = torch.stack([torchvision_view(images[i], rows(draws, i), cropped) for i in range(n)])
     assert_near(simclr.apply(images, draws, cropped), expected, 1e-4)
@@ -385,7 +388,7 @@ def test_simclr_equals_torchvisions_operations_composed_per_image(size, n, blur_
 @pytest.mark.parametrize("coins", [*itertools.product([0.0, 1.0], repeat=4)])
 def test_simclr_equals_torchvision_whoever_is_chosen(coins, n):
     flip, jitter, gray, blur = coins
-    simclr = pipelines.SimCLR(1.0, blur, flip_p=flip, jitter_p=jitter, grayscale_p=gray)
+    simclr = SimCLRViews(1.0, blur, flip_p=flip, jitter_p=jitter, grayscale_p=gray)
     images, draws = random_images(n, 32), simclr.draw(n, 32, seeded())
     expected = torch.stack([torchvision_view(images[i], rows(draws, i)) for i in range(n)])
     assert_near(simclr.apply(images, draws), expected, 1e-4)
@@ -395,7 +398,7 @@ def test_simclr_equals_torchvision_whoever_is_chosen(coins, n):
 @pytest.mark.parametrize("images_in_a_part", [1, 7, 40])
 def test_working_in_parts_changes_no_pixel(images_in_a_part, cropped, monkeypatch):
     height, width = (36, 32) if cropped else (32, 32)
-    simclr, images = pipelines.SimCLR(1.0, 0.5), random_images(40, 36, 32)
+    simclr, images = SimCLRViews(1.0, 0.5), random_images(40, 36, 32)
     draws = simclr.draw(40, 32, seeded())
     whole = simclr.apply(images, draws, cropped)
     monkeypatch.setattr(simclr_module, "PART", images_in_a_part * height * width)  # of each thread
@@ -403,7 +406,7 @@ def test_working_in_parts_changes_no_pixel(images_in_a_part, cropped, monkeypatc
 
 
 def test_the_four_colour_operations_come_in_every_order_alike():
-    order = pipelines.SimCLR(0.5, 0.0).draw(12_000, 32, seeded())["order"]
+    order = SimCLRViews(0.5, 0.0).draw(12_000, 32, seeded())["order"]
     assert torch.equal(order.sort(1).values, torch.arange(4).expand(12_000, 4))
     _, counts = order.unique(dim=0, return_counts=True)
     assert len(counts) == 24
@@ -412,12 +415,12 @@ def test_the_four_colour_operations_come_in_every_order_alike():
 
 @pytest.mark.parametrize(("coin", "p"), [("flip", 0.5), ("jitter", 0.8), ("gray", 0.2), ("blur", 0.5)])
 def test_each_coin_falls_as_often_as_simclrs(coin, p):
-    draws = pipelines.SimCLR(1.0, 0.5).draw(20_000, 32, seeded(6))
+    draws = SimCLRViews(1.0, 0.5).draw(20_000, 32, seeded(6))
     assert stats.binomtest(int(draws[coin].sum()), 20_000, p).pvalue > LEVEL
 
 
 def test_the_coins_are_independent():
-    draws = pipelines.SimCLR(1.0, 0.5).draw(20_000, 32, seeded(7))
+    draws = SimCLRViews(1.0, 0.5).draw(20_000, 32, seeded(7))
     joint = sum(draws[coin].long() * 2**i for i, coin in enumerate(("flip", "jitter", "gray", "blur")))
     table = joint.bincount(minlength=16).view(2, 2, 2, 2).numpy()
     assert stats.chi2_contingency(table).pvalue > LEVEL
@@ -427,7 +430,7 @@ def test_the_coins_are_independent():
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_probabilities_of_zero_and_one_are_certain(coin, p):
     coins = {"flip": "flip_p", "jitter": "jitter_p", "gray": "grayscale_p", "blur": "blur_p"}
-    draws = pipelines.SimCLR(**{"strength": 1.0, "blur_p": 0.5, coins[coin]: p}).draw(500, 32, seeded())
+    draws = SimCLRViews(**{"strength": 1.0, "blur_p": 0.5, coins[coin]: p}).draw(500, 32, seeded())
     assert (draws[coin] == bool(p)).all()
 
 
@@ -435,7 +438,7 @@ def test_probabilities_of_zero_and_one_are_certain(coin, p):
 def test_jitter_factors_are_uniform_over_torchvisions_ranges(strength):
     reach = (0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength)
     ranges = transforms.ColorJitter(*reach)
-    factors = pipelines.SimCLR(strength, 0.0).draw(5000, 32, seeded(8))["factors"]
+    factors = SimCLRViews(strength, 0.0).draw(5000, 32, seeded(8))["factors"]
     for colour, drawn in zip(COLOURS, factors.unbind(1), strict=True):
         low, high = getattr(ranges, colour)
         assert stats.kstest(drawn, stats.uniform(low, high - low).cdf).pvalue > LEVEL, colour
@@ -443,36 +446,36 @@ def test_jitter_factors_are_uniform_over_torchvisions_ranges(strength):
 
 
 def test_blur_sigma_is_uniform():
-    sigma = pipelines.SimCLR(1.0, 0.5).draw(5000, 96, seeded(9))["sigma"]
+    sigma = SimCLRViews(1.0, 0.5).draw(5000, 96, seeded(9))["sigma"]
     assert stats.kstest(sigma, stats.uniform(0.1, 1.9).cdf).pvalue > LEVEL
 
 
 def test_every_image_of_a_batch_gets_its_own_view():
     images = random_images(1, 32).expand(256, -1, -1, -1)
     # Always jittered: boxes are whole pixels, so that two plain crops may coincide.
-    assert len(pipelines.SimCLR(0.5, 0.0, jitter_p=1.0)(images, seeded()).unique(dim=0)) == 256
+    assert len(SimCLRViews(0.5, 0.0, jitter_p=1.0)(images, seeded()).unique(dim=0)) == 256
 
 
 @pytest.mark.parametrize("name", ["crop", "factors", "sigma"])
 def test_every_image_of_a_batch_has_its_own_draw(name):
-    assert len(pipelines.SimCLR(0.5, 0.0).draw(256, 32, seeded())[name].unique(dim=0)) == 256
+    assert len(SimCLRViews(0.5, 0.0).draw(256, 32, seeded())[name].unique(dim=0)) == 256
 
 
 def test_zero_strength_leaves_colours_alone():
     images = random_images(32, 32)
-    simclr = pipelines.SimCLR(0.0, 0.0, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip_p=0.0, grayscale_p=0.0)
+    simclr = SimCLRViews(0.0, 0.0, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip_p=0.0, grayscale_p=0.0)
     assert_near(simclr(images, seeded()), images, 1e-5)
 
 
 def test_views_stay_within_zero_and_one():
     extremes = random_images(64, 32).round()
-    views = pipelines.SimCLR(1.0, 0.5)(extremes, seeded())
+    views = SimCLRViews(1.0, 0.5)(extremes, seeded())
     assert views.min() >= -1e-6 and views.max() <= 1 + 1e-6  # a weighted mean may round past its largest member
 
 
 @pytest.mark.parametrize("cropped", [False, True])
 def test_cropped_skips_only_the_crop(cropped):
-    simclr, images = pipelines.SimCLR(1.0, 0.5), random_images(32, 32)
+    simclr, images = SimCLRViews(1.0, 0.5), random_images(32, 32)
     draws = simclr.draw(32, 32, seeded())
     by_worker = ops.resized_crop(images, *ops.crop_boxes(draws["crop"], 32, 32, SCALE, RATIO), 32)
     assert torch.equal(simclr.apply(by_worker, draws, cropped=True), simclr.apply(images, draws))
@@ -480,7 +483,7 @@ def test_cropped_skips_only_the_crop(cropped):
 
 # ---- Draws and views, of every pipeline ---------------------------------------------------------------------------
 
-PIPELINES = [pipelines.SimCLR(1.0, 0.5), pipelines.Digits()]
+PIPELINES = [SimCLRViews(1.0, 0.5), DigitViews()]
 of_every_pipeline = pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda p: type(p).__name__)
 
 
@@ -527,7 +530,7 @@ def test_the_images_themselves_are_left_as_they_were(pipeline, cropped):
     assert all(torch.equal(draws[name], kept[name]) for name in draws)
 
 
-@pytest.mark.parametrize("pipeline", [*PIPELINES, pipelines.ResizedCrops(), pipelines.Crops()], ids=str)
+@pytest.mark.parametrize("pipeline", [*PIPELINES, ResizedCrops(), Crops()], ids=str)
 def test_applying_a_pipeline_never_waits_for_the_device(pipeline):
     # The meta device computes nothing, so that whoever wanted to read a number from it would fail.
     views = pipeline.apply(torch.empty(16, 3, 32, 32, device="meta"), pipeline.draw(16, 32, seeded()))
@@ -539,13 +542,13 @@ def test_draws_have_one_row_an_image(pipeline):
     assert {len(values) for values in pipeline.draw(7, 32, seeded()).values()} == {7}
 
 
-@pytest.mark.parametrize(("pipeline", "crops"), [(pipelines.SimCLR(0.5, 0.0), True), (pipelines.Digits(), False)])
+@pytest.mark.parametrize(("pipeline", "crops"), [(SimCLRViews(0.5, 0.0), True), (DigitViews(), False)])
 def test_a_pipeline_says_that_it_augments_and_whether_it_crops(pipeline, crops):
     assert pipeline.augments and pipeline.crops is crops
 
 
 def test_no_augmentation_returns_the_images():
-    images, none = random_images(4, 32), pipelines.NoAugmentation()
+    images, none = random_images(4, 32), NoAugmentation()
     assert torch.equal(none(images, seeded()), images)
     assert not none.augments and not none.crops
 
@@ -558,7 +561,7 @@ def digits_images(n):
 
 
 def test_digits_equals_torchvisions_affine_and_contrast_per_image():
-    images, digits = digits_images(64), pipelines.Digits()
+    images, digits = digits_images(64), DigitViews()
     draws = digits.draw(64, 16, seeded())
 
     def view(image, angle, shift, scale, shear, contrast, noise):
@@ -583,17 +586,17 @@ def test_digits_equals_torchvisions_affine_and_contrast_per_image():
     ],
 )
 def test_digits_draws_are_uniform_around_unchanged(name, low, high):
-    drawn = pipelines.Digits().draw(5000, 1, seeded(3))[name].flatten()
+    drawn = DigitViews().draw(5000, 1, seeded(3))[name].flatten()
     assert stats.kstest(drawn, stats.uniform(low, high - low).cdf).pvalue > LEVEL
 
 
 def test_digits_noise_has_its_own_strength_per_image_up_to_the_largest():
-    noise = pipelines.Digits(noise=0.1).draw(500, 64, seeded(4))["noise"]
+    noise = DigitViews(noise=0.1).draw(500, 64, seeded(4))["noise"]
     assert stats.kstest(noise.flatten(1).std(1), stats.uniform(0, 0.1).cdf).pvalue > LEVEL
 
 
 def test_digits_stay_gray_and_within_zero_and_one():
-    views = pipelines.Digits(noise=0.5)(digits_images(200).round(), seeded())
+    views = DigitViews(noise=0.5)(digits_images(200).round(), seeded())
     assert views.min() == 0 and views.max() == 1
     assert torch.equal(views, views[:, :1].expand_as(views))
 
@@ -603,7 +606,7 @@ def test_digits_are_never_mirrored():
     letter = torch.zeros(1, 3, 16, 16)
     letter[:, :, 3:13, 5:7] = 1
     letter[:, :, 9:13, 9:11] = 1
-    views = pipelines.Digits(rotation=10, shift=0.1, shear=5, noise=0.0)(letter.expand(500, -1, -1, -1), seeded())[:, 0]
+    views = DigitViews(rotation=10, shift=0.1, shear=5, noise=0.0)(letter.expand(500, -1, -1, -1), seeded())[:, 0]
     mass = views / views.sum((1, 2), keepdim=True)
     x = torch.arange(16.0)
     upper = mass.cumsum(1).sum(2, keepdim=True) < 0.4  # the rows that hold the upper part of the ink
@@ -613,7 +616,7 @@ def test_digits_are_never_mirrored():
 
 def test_digits_without_reach_leaves_the_images():
     images = digits_images(4)
-    assert_near(pipelines.Digits(0, 0, 0, 0, 0, 0)(images, seeded()), images, 1e-5)
+    assert_near(DigitViews(0, 0, 0, 0, 0, 0)(images, seeded()), images, 1e-5)
 
 
 # ---- Bad input ----------------------------------------------------------------------------------------------------
@@ -646,7 +649,7 @@ INFINITE, NAN = float("inf"), float("nan")
 )
 def test_simclr_refuses_values_out_of_range_by_name(name, value):
     with pytest.raises(UserError, match=f"augmentation.{name} must"):
-        pipelines.SimCLR(**{"strength": 0.5, "blur_p": 0.0, name: value})
+        SimCLRViews(**{"strength": 0.5, "blur_p": 0.0, name: value})
 
 
 @pytest.mark.parametrize(
@@ -666,11 +669,11 @@ def test_simclr_refuses_values_out_of_range_by_name(name, value):
 )
 def test_digits_refuses_values_out_of_range_by_name(name, value):
     with pytest.raises(UserError, match=rf"augmentation\.(\w+, )*.*{name}.* must"):
-        pipelines.Digits(**{name: value})
+        DigitViews(**{name: value})
 
 
 def test_the_defaults_are_the_papers():
-    defaults = {name: p.default for name, p in inspect.signature(pipelines.SimCLR).parameters.items()}
+    defaults = {name: p.default for name, p in inspect.signature(SimCLRViews).parameters.items()}
     assert (defaults["scale"], defaults["ratio"], defaults["blur_sigma"]) == (SCALE, RATIO, (0.1, 2.0))
 
 

@@ -9,9 +9,9 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from aavae import build
-from aavae.batchnorm import recalibrated
 from aavae.datasets import to_float
-from aavae.encoders.resnet import resnet
+from aavae.models.batchnorm import recalibrated
+from aavae.models.encoders.resnet import resnet
 
 
 def batches(sizes=(8, 8, 3), shape=(3, 6, 6)):

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from aavae import build
-from aavae.loader import Batch
-from aavae.pipelines import Pipeline, SimCLR
+from aavae.augmentations.pipeline import Pipeline
+from aavae.augmentations.simclr import SimCLRViews
+from aavae.datasets.loader import Batch
 from benchmarks import __main__ as command
 from benchmarks import augmentation, clean_pass, ladder, reference, rivals, startup, step, syncs, tables, timing
 from benchmarks.arithmetic import flop_per_image, matrix_peak
@@ -386,7 +387,7 @@ def test_workers_that_are_stopped_do_nothing():
 def test_the_rivals_make_views_of_the_same_kind():
     """Same size and units, and about the same distribution of pixels as ours."""
     torch.manual_seed(0)
-    ours = SimCLR(0.5, 0.5)
+    ours = SimCLRViews(0.5, 0.5)
     images = augmentation._images(32, 64) // 2 + 32
     mean, std = augmentation.MEAN, augmentation.STD
     floats = images.float() / 255
@@ -407,7 +408,7 @@ def test_the_rivals_make_views_of_the_same_kind():
 
 
 def test_a_step_that_reads_back_fails_on_the_meta_device(tmp_path, monkeypatch):
-    from aavae.meter import Meter
+    from aavae.training.meter import Meter
 
     add = Meter.add
     monkeypatch.setattr(Meter, "add", lambda self, terms: (add(self, terms), terms["loss"].item()))

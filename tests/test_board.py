@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aavae import board, status
-from aavae.board import Board
-from aavae.sweeps import Job
+from aavae.runs import status
+from aavae.runs.sweep import Job
+from aavae.sweeps import board
+from aavae.sweeps.board import Board
 
 
 def jobs_of(folder: Path, count: int, name: str = "batch_size={} latent_dim=64 seed=0") -> list[Job]:
@@ -135,9 +136,9 @@ def test_a_terminal_gets_a_table_that_is_gone_at_the_end(tmp_path, monkeypatch):
 UNSEEN = """
 import os, sys, time
 from pathlib import Path
-from aavae.board import Board
-from aavae.pool import Pool
-from aavae.sweeps import Job
+from aavae.sweeps.board import Board
+from aavae.sweeps.pool import Pool
+from aavae.runs.sweep import Job
 here = Path(sys.argv[1])
 jobs = [Job(i, [], here / str(i), "x" * 70_000) for i in range(3)]
 with Board(jobs, {}) as board:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
 
+from aavae.augmentations.pipeline import NoAugmentation
 from aavae.datasets import Split
 from aavae.datasets.synthetic import Synthetic
-from aavae.losses import NegativeELBO
-from aavae.model import STD_FLOOR, AutoEncoder
-from aavae.pipelines import NoAugmentation
-from aavae.runtime import Precision
-from aavae.validation import Validator
+from aavae.models.autoencoder import STD_FLOOR, AutoEncoder
+from aavae.models.losses import NegativeELBO
+from aavae.runtime.device import Precision
+from aavae.training.validation import Validator
 
 CPU = torch.device("cpu")
 

@@ -10,9 +10,12 @@ import safetensors
 import safetensors.torch
 import torch
 
-from aavae import build, checkpoint, encoder_file, files
+from aavae import build
 from aavae.errors import UserError
-from aavae.trained import load_encoder, load_model
+from aavae.models.assemble import assemble
+from aavae.runtime import files, targets
+from aavae.weights import checkpoint, encoder_file
+from aavae.weights.load import load_encoder, load_model
 
 SMALL = ("dataset=synthetic", "encoder=resnet_tiny", "decoder=resnet_tiny", "latent_dim=8")
 CONFIG = {"method": "vae", "seed": None, "dataset": {}, "loss": {"beta": 0.0}}
@@ -23,7 +26,7 @@ FACTS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
 def run(tmp_path):
     """A run folder with the three files a model can be loaded from, and the model they hold."""
     architecture = build.architecture(build.compose(SMALL))
-    model = checkpoint.assemble(architecture)
+    model = assemble(architecture)
     model(3 + torch.randn(8, 3, 16, 16), torch.randn(8, 8))  # in training mode, so that BatchNorm has seen something
     state = {"architecture": architecture, "model": model.state_dict(), "step": 1, **FACTS}
     checkpoint.save(tmp_path / "last.pt", state)
@@ -249,9 +252,9 @@ def test_after_a_crash_the_previous_checkpoint_serves(run):
 
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
 def test_a_timm_encoder_comes_back(tmp_path, name):
-    node = {"_target_": "aavae.encoders.timm_model.timm_model", "name": name, "image_size": 32}
+    node = {"_target_": "aavae.models.encoders.timm_model.timm_model", "name": name, "image_size": 32}
     node["kwargs"] = {"img_size": 32} if name.startswith("vit") else {}
-    encoder = checkpoint.component(node).eval()
+    encoder = targets.component(node).eval()
     encoder_file.save(tmp_path / "encoder.safetensors", encoder, {"architecture": node, **FACTS})
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -295,54 +298,54 @@ def test_loading_the_wrong_kind_of_file_says_what_it_is(run, tmp_path_factory):
         "builtins.exec",
         "aavae.train.main",
         "aavae.encodersx.resnet",
-        "aavae.encoders.os.system",
-        "aavae.encoders..os.system",
-        "aavae.encoders.torch.load",
-        "aavae.encoders.torch.hub.load",
-        "aavae.encoders.torch.os.system",
-        "aavae.encoders.timm_model.timm.create_model",
-        "aavae.encoders.timm_model.timm.models.load_checkpoint",
-        "aavae.decoders.resnet.nn.Linear",
-        "aavae.decoders.resnet.math.sqrt",
-        "aavae.decoders.resnet.Block.__init__",
-        "aavae.encoders.resnet.resnet.__globals__",
-        "aavae.encoders.resnet.",
-        "aavae.encoders.",
-        "aavae.encoders.resnet.resnet101",
+        "aavae.models.encoders.os.system",
+        "aavae.models.encoders..os.system",
+        "aavae.models.encoders.torch.load",
+        "aavae.models.encoders.torch.hub.load",
+        "aavae.models.encoders.torch.os.system",
+        "aavae.models.encoders.timm_model.timm.create_model",
+        "aavae.models.encoders.timm_model.timm.models.load_checkpoint",
+        "aavae.models.decoders.resnet.nn.Linear",
+        "aavae.models.decoders.resnet.math.sqrt",
+        "aavae.models.decoders.resnet.Block.__init__",
+        "aavae.models.encoders.resnet.resnet.__globals__",
+        "aavae.models.encoders.resnet.",
+        "aavae.models.encoders.",
+        "aavae.models.encoders.resnet.resnet101",
     ],
 )
 def test_a_checkpoint_cannot_name_another_function(target):
     with pytest.raises(UserError, match=r"is not among what|there is no"):
-        checkpoint.component({"_target_": target})
+        targets.component({"_target_": target})
 
 
 @pytest.mark.parametrize(
     "target",
     [
-        "aavae.encoders.resnet.nn",
-        "aavae.encoders.torch",
-        "aavae.encoders.resnet.ResNet",
-        "aavae.encoders.resnet._widen_stem",
-        "aavae.encoders.timm_model.measure_output_dim",
-        "aavae.decoders.resnet.Tensor",
-        "aavae.decoders.resnet.UserError",
+        "aavae.models.encoders.resnet.nn",
+        "aavae.models.encoders.torch",
+        "aavae.models.encoders.resnet.ResNet",
+        "aavae.models.encoders.resnet._widen_stem",
+        "aavae.models.encoders.timm_model.measure_output_dim",
+        "aavae.models.decoders.resnet.Tensor",
+        "aavae.models.decoders.resnet.UserError",
     ],
 )
 def test_nor_what_those_modules_happen_to_import(target):
     with pytest.raises(UserError):
-        checkpoint.component({"_target_": target})
+        targets.component({"_target_": target})
 
 
 def test_an_architecture_cannot_make_timm_read_another_file(tmp_path):
     weights = tmp_path / "elsewhere.pth"
-    node = {"_target_": "aavae.encoders.timm_model.timm_model", "name": "resnet10t", "image_size": 32}
-    torch.save(checkpoint.component(node).state_dict(), weights)  # timm 1.0.15 would unpickle it in full
+    node = {"_target_": "aavae.models.encoders.timm_model.timm_model", "name": "resnet10t", "image_size": 32}
+    torch.save(targets.component(node).state_dict(), weights)  # timm 1.0.15 would unpickle it in full
     with pytest.raises(UserError, match="checkpoint_path"):
-        checkpoint.component(node | {"kwargs": {"checkpoint_path": str(weights)}})
+        targets.component(node | {"kwargs": {"checkpoint_path": str(weights)}})
 
 
 @pytest.mark.parametrize(
-    "architecture", [None, {}, ["resnet"], {"encoder": {"_target_": "aavae.encoders.resnet.resnet"}}]
+    "architecture", [None, {}, ["resnet"], {"encoder": {"_target_": "aavae.models.encoders.resnet.resnet"}}]
 )
 def test_a_checkpoint_with_a_mangled_architecture_gets_a_message_too(tmp_path, architecture):
     checkpoint.save(tmp_path / "last.pt", {"architecture": architecture, "model": {}, "step": 1, **FACTS})

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import aavae.conf
-from aavae import build, optim, schedules
+from aavae import build
 from aavae.errors import UserError
+from aavae.training import optimizers, schedules
 
 CONF = Path(aavae.conf.__file__).parent
 # Neither hydra/ nor wandb/, which are not chosen from by name.
@@ -46,7 +47,7 @@ def test_every_option_composes_and_builds(option, few_images):
         model = build.model(cfg, data)
     build.augmentation(cfg, data)
     settings = {k: cfg.optimizer[k] for k in ("name", "lr", "weight_decay", "exclude_bias_and_norm", "kwargs")}
-    assert optim.optimizer(model, **settings).param_groups
+    assert optimizers.optimizer(model, **settings).param_groups
     assert schedules.schedule(cfg.schedule.shape, cfg.schedule.warmup_epochs, 10, 20)(0) == 0
     assert model.variational == build.loss(cfg).variational
     assert build.probes(cfg) and build.loggers(cfg)
@@ -113,10 +114,10 @@ def test_stl_is_the_papers_stl_run():
 
 
 def test_digits_bring_their_own_augmentation_but_a_method_without_one_wins():
-    assert build.compose(["dataset=digits"]).augmentation._target_.endswith("Digits")
+    assert build.compose(["dataset=digits"]).augmentation._target_.endswith("DigitViews")
     assert build.compose(["experiment=digits", "method=vae"]).augmentation._target_.endswith("NoAugmentation")
     typed = build.compose(["experiment=digits", "method=vae", "augmentation=simclr"])
-    assert typed.augmentation._target_.endswith("SimCLR")
+    assert typed.augmentation._target_.endswith("SimCLRViews")
 
 
 def test_keys_of_one_group_are_the_same_so_that_groups_can_be_swept():

@@ -18,12 +18,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 import aavae
-from aavae import build, checkpoint, encoder_file, exchange
+from aavae import build
 from aavae.datasets.folder import ImageNet
 from aavae.errors import UserError
+from aavae.models.assemble import assemble
+from aavae.runtime import targets
+from aavae.weights import checkpoint, encoder_file, libraries
 
 IMAGENET = {"dataset": "imagenet", "remove_first_maxpool": False, "first_conv3x3": False, "input_height": 64}
-TIMM = {"_target_": exchange.ANY, "image_size": 32}
+TIMM = {"_target_": libraries.ANY, "image_size": 32}
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def model_of(dataset, encoder):
     """A model with a small decoder that has seen some images."""
     parts = [f"dataset={dataset}", f"encoder={encoder}", "decoder=resnet_tiny", "latent_dim=8"]
     facts = ImageNet if dataset == "imagenet" else None
-    model = checkpoint.assemble(build.architecture(build.compose(parts), facts))
+    model = assemble(build.architecture(build.compose(parts), facts))
     seen(model.encoder, 64)
     return model.eval()
 
@@ -211,7 +214,7 @@ def test_an_imagenet_encoder_computes_the_same_in_timm_and_torchvision(convert, 
 @pytest.mark.parametrize(("name", "kwargs"), [("resnet10t", {}), ("vit_tiny_patch16_224", {"img_size": 32})])
 def test_an_encoder_of_timm_goes_back_to_timm_alone(convert, tmp_path, name, kwargs):
     node = TIMM | {"name": name, "kwargs": kwargs}
-    encoder = seen(checkpoint.component(node), 32)
+    encoder = seen(targets.component(node), 32)
     facts = {"architecture": node, "mean": [0.5] * 3, "std": [0.25] * 3}
     encoder_file.save(tmp_path / "in.safetensors", encoder, facts)
     ended = convert("in.safetensors", "out.safetensors", "to=timm")
@@ -245,7 +248,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("library", exchange.LIBRARIES)
+@pytest.mark.parametrize("library", libraries.LIBRARIES)
 @pytest.mark.parametrize("dataset", OTHERS)
 def test_what_would_compute_something_else_is_refused_with_the_reason(convert, tmp_path, library, dataset):
     how, reason = OTHERS[dataset]
@@ -256,19 +259,19 @@ def test_what_would_compute_something_else_is_refused_with_the_reason(convert, t
     assert convert("a.ckpt", "out.safetensors", "to=encoder").code == 0
 
 
-@pytest.mark.parametrize("library", exchange.LIBRARIES)
+@pytest.mark.parametrize("library", libraries.LIBRARIES)
 @pytest.mark.parametrize(("size", "channels"), [("resnet50w2", 128), ("resnet50w4", 256)])
 def test_wide_resnets_are_no_one_elses(library, size, channels):
     architecture = build.architecture(build.compose([f"encoder={size}", "dataset=cifar10"]), ImageNet)["encoder"]
     with pytest.raises(UserError, match=rf"{library} has no ResNet of bottleneck .* {channels} channels wide"):
-        exchange.twin(library, architecture)
+        libraries.twin(library, architecture)
 
 
 def test_settings_left_at_their_defaults_are_known(tmp_path):
-    node = {"_target_": exchange.OURS, "block": "basic", "layers": [2, 2, 2, 2]}
+    node = {"_target_": libraries.OURS, "block": "basic", "layers": [2, 2, 2, 2]}
     with pytest.raises(UserError, match="the encoder's stem is cifar"):
-        exchange.twin("timm", node)
-    assert exchange.twin("timm", node | {"stem": "imagenet"})[1] == "timm.create_model('resnet18', num_classes=0)"
+        libraries.twin("timm", node)
+    assert libraries.twin("timm", node | {"stem": "imagenet"})[1] == "timm.create_model('resnet18', num_classes=0)"
 
 
 # ---- The command line ---------------------------------------------------------------------------------------------
@@ -343,5 +346,5 @@ def test_help_and_version_say_what_there_is(convert):
     assert ended.code == 0 and "usage: aavae-convert IN OUT [OPTION=VALUE ...]" in ended.out
     listed = [line.split()[0] for line in ended.out.splitlines() if line.startswith("  ")]
     assert {"to=", "dataset=", "stem=", "image_size=", "trust=", "overwrite="} <= set(listed)
-    assert {"checkpoint", "encoder", *exchange.LIBRARIES} <= set(listed)
+    assert {"checkpoint", "encoder", *libraries.LIBRARIES} <= set(listed)
     assert convert("--version").out.startswith("aavae ")

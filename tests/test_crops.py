@@ -8,14 +8,15 @@ from torchvision import transforms
 from torchvision.transforms.v2 import functional as tvf
 
 from aavae import augmentations as ops
-from aavae import pipelines
+from aavae.augmentations.crops import Crops
+from aavae.augmentations.simclr import ResizedCrops
 from aavae.datasets.digits import Digits
 from aavae.datasets.downloads import CIFAR10, STL10
 from aavae.datasets.synthetic import Synthetic
 from aavae.errors import UserError
 
 LEVEL = 1e-3
-PIPELINES = [pipelines.Crops(), pipelines.Crops(0), pipelines.Crops(15, 0.0), pipelines.ResizedCrops()]
+PIPELINES = [Crops(), Crops(0), Crops(15, 0.0), ResizedCrops()]
 
 of_every_pipeline = pytest.mark.parametrize("pipeline", PIPELINES, ids=("crops", "flips", "wide", "resized"))
 
@@ -56,7 +57,7 @@ def test_the_middle_crop_is_the_image_itself():
 
 @pytest.mark.parametrize(("size", "padding"), [(32, 4), (16, 2), (96, 12), (8, 0)])
 def test_crops_are_torchvisions_operations_composed_per_image(size, padding):
-    crops, images = pipelines.Crops(padding), random_images(64, size)
+    crops, images = Crops(padding), random_images(64, size)
     draws = crops.draw(64, size, seeded())
     expected = []
     for image, (top, left), flip in zip(images, draws["corner"], draws["flip"], strict=True):
@@ -67,7 +68,7 @@ def test_crops_are_torchvisions_operations_composed_per_image(size, padding):
 
 
 def test_corners_are_as_evenly_distributed_as_those_of_torchvisions_random_crop():
-    corner = pipelines.Crops(4).draw(8100, 32, seeded(2))["corner"]
+    corner = Crops(4).draw(8100, 32, seeded(2))["corner"]
     counts = (9 * corner[:, 0] + corner[:, 1]).bincount(minlength=81)
     assert len(counts) == 81 and stats.chisquare(counts).pvalue > LEVEL
     torch.manual_seed(0)
@@ -78,13 +79,13 @@ def test_corners_are_as_evenly_distributed_as_those_of_torchvisions_random_crop(
 
 
 def test_half_of_the_images_are_flipped_whatever_their_corner():
-    draws = pipelines.Crops(1).draw(20_000, 32, seeded(3))
+    draws = Crops(1).draw(20_000, 32, seeded(3))
     assert stats.binomtest(int(draws["flip"].sum()), 20_000, 0.5).pvalue > LEVEL
     joint = 9 * draws["flip"] + 3 * draws["corner"][:, 0] + draws["corner"][:, 1]
     assert stats.chi2_contingency(joint.bincount(minlength=18).view(2, 9)).pvalue > LEVEL
 
 
-@pytest.mark.parametrize("kind", [pipelines.Crops, pipelines.ResizedCrops])
+@pytest.mark.parametrize("kind", [Crops, ResizedCrops])
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_no_image_or_every_image_is_flipped(kind, p):
     assert (kind(flip_p=p).draw(500, 32, seeded())["flip"] == bool(p)).all()
@@ -93,14 +94,14 @@ def test_no_image_or_every_image_is_flipped(kind, p):
 @pytest.mark.parametrize(("arguments", "named"), [({"padding": -1}, "padding"), ({"flip_p": 1.5}, "flip_p")])
 def test_crops_refuse_what_makes_no_sense(arguments, named):
     with pytest.raises(UserError, match=f"augmentation.{named} must"):
-        pipelines.Crops(**arguments)
+        Crops(**arguments)
 
 
 # ---- ResizedCrops -------------------------------------------------------------------------------------------------
 
 
 def test_resized_crops_are_torchvisions_crop_and_flip_and_leave_colours_alone():
-    crops, images = pipelines.ResizedCrops(), random_images(64, 32)
+    crops, images = ResizedCrops(), random_images(64, 32)
     draws = crops.draw(64, 32, seeded())
     boxes = torch.stack(ops.crop_boxes(draws["crop"], 32, 32, (0.08, 1.0), (3 / 4, 4 / 3)), 1).int().tolist()
     expected = []
@@ -111,7 +112,7 @@ def test_resized_crops_are_torchvisions_crop_and_flip_and_leave_colours_alone():
 
 
 def test_resized_crops_have_the_areas_they_are_asked_for():
-    crops = pipelines.ResizedCrops(scale=(0.25, 0.25), ratio=(1.0, 1.0), flip_p=0.0)
+    crops = ResizedCrops(scale=(0.25, 0.25), ratio=(1.0, 1.0), flip_p=0.0)
     ramp = torch.linspace(0, 1, 32).expand(64, 3, 32, 32)
     view = crops(ramp, seeded())
     # Half the width of a ramp spans half of its values, less the half pixel at each end.
@@ -166,11 +167,11 @@ def test_views_have_the_size_of_the_images_and_stay_within_zero_and_one(pipeline
 
 def test_each_dataset_is_cropped_as_its_released_evaluation_was_and_digits_are_never_mirrored(tmp_path):
     cifar = CIFAR10(tmp_path).crops()
-    assert isinstance(cifar, pipelines.Crops) and (cifar.padding, cifar.flip_p) == (4, 0.5)  # spec §1.8
+    assert isinstance(cifar, Crops) and (cifar.padding, cifar.flip_p) == (4, 0.5)  # spec §1.8
     digits = Digits().crops()
-    assert isinstance(digits, pipelines.Crops) and (digits.padding, digits.flip_p) == (2, 0.0)
+    assert isinstance(digits, Crops) and (digits.padding, digits.flip_p) == (2, 0.0)
     stl = STL10(tmp_path).crops()
-    assert isinstance(stl, pipelines.ResizedCrops) and (stl.scale, stl.flip_p) == ((0.08, 1.0), 0.5)
+    assert isinstance(stl, ResizedCrops) and (stl.scale, stl.flip_p) == ((0.08, 1.0), 0.5)
 
 
 @pytest.mark.parametrize("image_size", [1, 4, 8, 20])

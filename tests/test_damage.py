@@ -16,15 +16,18 @@ import safetensors.torch
 import torch
 
 import aavae
-from aavae import build, checkpoint, encoder_file, restart
+from aavae import build
 from aavae.errors import Damaged, UserError
 from aavae.loggers import Loggers
-from aavae.trained import load_trained
+from aavae.runtime import targets
+from aavae.training import resume
+from aavae.weights import checkpoint, encoder_file
+from aavae.weights.load import load_trained
 
 SMALL = ("dataset=synthetic", "encoder=resnet_tiny", "decoder=resnet_tiny", "latent_dim=8")
 DEBUG = ("trainer=debug", "hydra.run.dir=run", "probe=[]", "trainer.validate_every=0", "schedule=constant")
 FACTS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
-ENCODER = {"_target_": "aavae.encoders.resnet.resnet", "block": "basic", "layers": [1, 1, 1, 1], "channels": 2}
+ENCODER = {"_target_": "aavae.models.encoders.resnet.resnet", "block": "basic", "layers": [1, 1, 1, 1], "channels": 2}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def trainer():
 @pytest.fixture(scope="module")
 def good(trainer):
     """The contents of a checkpoint of a run."""
-    return restart.state_of(trainer) | {
+    return resume.state_of(trainer) | {
         "config": {"method": "aavae", "seed": 0, "dataset": {"_target_": "aavae.datasets.synthetic.Synthetic"}},
         "architecture": trainer.model.architecture,
         "data": "0123456789abcdef",
@@ -127,7 +130,7 @@ def test_no_flipped_bit_of_a_checkpoint_is_taken_for_good(tmp_path):
 
 
 def test_no_flipped_bit_of_an_encoder_file_is_taken_for_good(tmp_path):
-    path, encoder = tmp_path / "encoder.safetensors", checkpoint.component(ENCODER)
+    path, encoder = tmp_path / "encoder.safetensors", targets.component(ENCODER)
     encoder_file.save(path, encoder, FACTS | {"architecture": ENCODER, "method": "aavae", "epochs": 3.0})
     bits = random.Random(0).sample(range(8 * path.stat().st_size), 400)
     header = random.Random(1).sample(range(8 * (8 + int.from_bytes(path.read_bytes()[:8], "little"))), 600)
@@ -140,7 +143,7 @@ def test_nor_by_what_a_user_calls(good, tmp_path):
 
     checkpoint.save(tmp_path / "last.pt", good)
     facts = FACTS | {"architecture": ENCODER}
-    encoder_file.save(tmp_path / "e.safetensors", checkpoint.component(ENCODER), facts)
+    encoder_file.save(tmp_path / "e.safetensors", targets.component(ENCODER), facts)
     for path, load in ((tmp_path / "last.pt", aavae.load_model), (tmp_path / "e.safetensors", aavae.load_encoder)):
         bits = random.Random(2).sample(range(8 * path.stat().st_size), 12)
         assert flipped(path, weights(load), bits) > 6
@@ -321,7 +324,7 @@ def test_no_training_continues_from_malformed_contents(trainer, good, state, tmp
     torch.save(state | {"format": checkpoint.FORMAT}, tmp_path / "last.pt")
 
     def use(state, path):
-        restart.restore(trainer, state, str(path))
+        resume.restore(trainer, state, str(path))
 
     with pytest.raises(Damaged) as error:
         use(checkpoint.load(tmp_path / "last.pt"), tmp_path / "last.pt")
@@ -333,7 +336,7 @@ def test_no_training_continues_from_malformed_contents(trainer, good, state, tmp
 
 
 def test_what_is_good_is_restored(trainer, state):
-    restart.restore(trainer, state, "it")
+    resume.restore(trainer, state, "it")
     assert trainer.step == 1
 
 
@@ -359,7 +362,7 @@ FACTS_CHANGED = [
 @named(FACTS_CHANGED)
 def test_no_encoder_is_built_from_malformed_facts(tmp_path, where, value):
     path, facts = tmp_path / "encoder.safetensors", FACTS | {"architecture": ENCODER, where: value}
-    encoder_file.save(path, checkpoint.component(ENCODER), {k: v for k, v in facts.items() if v is not GONE})
+    encoder_file.save(path, targets.component(ENCODER), {k: v for k, v in facts.items() if v is not GONE})
     for load in (aavae.load_encoder, load_trained):
         with pytest.raises(UserError) as error:
             load(path)
@@ -367,18 +370,18 @@ def test_no_encoder_is_built_from_malformed_facts(tmp_path, where, value):
 
 
 def test_weights_that_are_no_numbers_are_no_encoder(tmp_path):
-    encoder, path = checkpoint.component(ENCODER), tmp_path / "encoder.safetensors"
+    encoder, path = targets.component(ENCODER), tmp_path / "encoder.safetensors"
     torch.nn.init.constant_(encoder.conv1.weight, math.nan)
     encoder_file.save(path, encoder, FACTS | {"architecture": ENCODER})
     with pytest.raises(Damaged, match=r"numbers in conv1.weight that are not finite"):
         aavae.load_encoder(path)
-    encoder_file.save(path, checkpoint.component(ENCODER).double(), FACTS | {"architecture": ENCODER})
+    encoder_file.save(path, targets.component(ENCODER).double(), FACTS | {"architecture": ENCODER})
     with pytest.raises(Damaged, match=r"conv1.weight is float64, not float32"):
         aavae.load_encoder(path)
 
 
 def test_an_encoder_file_without_a_digest_or_with_a_header_of_its_own_is_refused(tmp_path):
-    path, tensors = tmp_path / "encoder.safetensors", checkpoint.component(ENCODER).state_dict()
+    path, tensors = tmp_path / "encoder.safetensors", targets.component(ENCODER).state_dict()
     facts = {"architecture": json.dumps(ENCODER), "mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"}
     safetensors.torch.save_file(tensors, path, facts)
     with pytest.raises(Damaged, match="has no digest"):
@@ -408,8 +411,8 @@ def test_an_optimizer_that_counts_its_steps_elsewhere_goes_on_counting(good, nam
             trainer.train_step(batch)
         if stop < 3:
             trainer.logger = Loggers({})
-            state, trainer = copy.deepcopy(restart.state_of(trainer)), build.trainer(cfg)
-            restart.restore(trainer, good | state, "it")
+            state, trainer = copy.deepcopy(resume.state_of(trainer)), build.trainer(cfg)
+            resume.restore(trainer, good | state, "it")
             for batch in batches[stop:]:
                 trainer.train_step(batch)
         return trainer.model.state_dict()

@@ -11,8 +11,8 @@ import wandb_reader
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from aavae import status
-from aavae.trainer import Trainer
+from aavae.runs import status
+from aavae.training.trainer import Trainer
 
 DEBUG = ("trainer=debug", "hydra.run.dir=run")
 FEW = ("probe.similarity.features=[h]", "probe.similarity.images=4", "probe.similarity.shown=2")

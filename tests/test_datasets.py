@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import transforms
 
-from aavae.augmentations import crop_boxes, crop_draws
+from aavae.augmentations.crops import crop_boxes, crop_draws
 from aavae.datasets import downloads, folder, seeded_split, to_float, to_uint8
 from aavae.datasets.digits import Digits
 from aavae.datasets.downloads import CIFAR10, STL10

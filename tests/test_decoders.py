@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from aavae import build
-from aavae.checkpoint import component
 from aavae.errors import UserError
+from aavae.runtime.targets import component
 
 NAMES = ("resnet18", "resnet34", "resnet50", "resnet50w2", "resnet50w4", "resnet_tiny")
 IMAGE_SIZE = {"cifar": 32, "stl": 96, "imagenet": 224}

@@ -9,13 +9,14 @@ from scipy.special import logsumexp
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from aavae import build, validation
+from aavae import build
 from aavae.datasets import Split
-from aavae.diagnostics import active_units, agreement, density, latent_statistics, log_weights, shifted
-from aavae.losses import NegativeELBO
-from aavae.model import Output
-from aavae.runtime import pick_precision
-from aavae.validation import Validator
+from aavae.models.autoencoder import Output
+from aavae.models.diagnostics import active_units, agreement, density, latent_statistics, log_weights, shifted
+from aavae.models.losses import NegativeELBO
+from aavae.runtime.device import pick_precision
+from aavae.training import validation
+from aavae.training.validation import Validator
 
 CPU = torch.device("cpu")
 SMALL = ("dataset=synthetic", "dataset.size=24", "encoder=resnet_tiny", "decoder=resnet_tiny", "latent_dim=5")

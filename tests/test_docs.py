@@ -19,7 +19,7 @@ from aavae import build, load_encoder
 from aavae.convert import KINDS
 from aavae.datasets.folder import ImageNet
 from aavae.errors import UserError
-from aavae.multirun import Grid
+from aavae.sweeps.grid import Grid
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -196,7 +196,7 @@ def test_data_dir_goes_with_any_dataset(train, evaluate):
 def test_sigterm_during_imports_ends_it():
     lines = (
         "import os, signal, sys",
-        "from aavae import entry, signals",
+        "from aavae import command; from aavae.runtime import signals",
         "try:",
         "    with signals.listening(): os.kill(os.getpid(), signal.SIGTERM)",
         "except KeyboardInterrupt as error: print(error, 'torch' in sys.modules)",

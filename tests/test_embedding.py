@@ -14,9 +14,9 @@ from sklearn.manifold import TSNE, trustworthiness
 from aavae import build
 from aavae.datasets import Dataset, Split
 from aavae.errors import UserError
-from aavae.probe_figures import COLOURS, embedding_figure
 from aavae.probes.embedding import Embedding, neighbour_map, principal_components, standardised
-from aavae.representations import Representation
+from aavae.probes.representations import Representation
+from aavae.reports.figures import COLOURS, embedding_figure
 
 
 class Iris(Dataset):

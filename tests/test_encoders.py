@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from aavae import build
-from aavae.checkpoint import component
 from aavae.errors import UserError
+from aavae.runtime.targets import component
 
 IMAGE_SIZE = {"cifar": 32, "stl": 96, "imagenet": 224}
 # Spec §1.3: parameters with the cifar stem, and with the two that have a 7×7 convolution.

@@ -11,9 +11,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from aavae import build, checkpoint
+from aavae import build
 from aavae.probes.knn import KNN
-from aavae.trained import Trained
+from aavae.weights import checkpoint
+from aavae.weights.load import Trained
 
 DEBUG = (
     "trainer=debug",
@@ -283,7 +284,7 @@ def test_bad_input_gets_one_sentence_and_writes_nothing(run, evaluate, tmp_path,
 
 
 def test_a_folder_in_use_is_left_alone(run, evaluate):
-    from aavae import files
+    from aavae.runtime import files
 
     with files.only_one(run):
         ended = evaluate("run=run", "probe=knn")

@@ -9,7 +9,9 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily as real
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from aavae import build, diagnostics, runtime
+from aavae import build
+from aavae.models import diagnostics
+from aavae.runtime import device as machine
 
 CUDA = torch.device("cuda", 0)
 SMALL = ("dataset=synthetic", "dataset.size=16", "encoder=resnet_tiny", "decoder=resnet_tiny", "latent_dim=4")
@@ -33,12 +35,12 @@ class HostIsReal(TorchDispatchMode):
 @pytest.fixture
 def cuda(monkeypatch):
     """A CUDA device that computes nothing, with stand-ins for what needs its driver."""
-    send = runtime.send
+    send = machine.send
     for name, module in list(sys.modules.items()):
         if name.startswith("aavae.") and getattr(module, "send", None) is send:
             monkeypatch.setattr(module, "send", lambda t, device: t.to(device))  # no pinned memory
     monkeypatch.setattr(diagnostics, "uniform", lambda shape, generator, device: torch.rand(shape, device=device))
-    monkeypatch.setattr(runtime, "pick_device", lambda name: CUDA)
+    monkeypatch.setattr(machine, "pick_device", lambda name: CUDA)
     monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)

@@ -12,17 +12,18 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from aavae import build
+from aavae.augmentations.simclr import ResizedCrops
 from aavae.datasets import Split
 from aavae.datasets.folder import ImageFolder
 from aavae.datasets.synthetic import Synthetic
 from aavae.errors import UserError
-from aavae.evaluation import checksum
-from aavae.pipelines import ResizedCrops
 from aavae.probes.classifier import SGD, linear_head, plan
 from aavae.probes.few_label import draw_per_class
 from aavae.probes.finetune import Finetune, Semi, accuracy, fine_tuned, labels_per_class
-from aavae.representations import Representation
-from aavae.runtime import Precision, generator_for
+from aavae.probes.guests import checksum
+from aavae.probes.representations import Representation
+from aavae.runtime.device import Precision
+from aavae.runtime.randomness import generator_for
 
 CPU = torch.device("cpu")
 

@@ -14,13 +14,11 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from aavae import build
+from aavae.augmentations.crops import Crops
 from aavae.datasets import Dataset, Split
 from aavae.errors import UserError
-from aavae.figures import blank
-from aavae.losses import kl_to_prior
-from aavae.model import AutoEncoder
-from aavae.pipelines import Crops
-from aavae.probe_figures import _spectra, geometry_figure
+from aavae.models.autoencoder import AutoEncoder
+from aavae.models.losses import kl_to_prior
 from aavae.probes.geometry import (
     Geometry,
     alignment,
@@ -32,7 +30,9 @@ from aavae.probes.geometry import (
     singular_values,
     uniformity,
 )
-from aavae.representations import Representation
+from aavae.probes.representations import Representation
+from aavae.reports.canvas import blank
+from aavae.reports.figures import _spectra, geometry_figure
 
 
 def cloud(n, dims, offset=1.0, decay=0.5):
@@ -250,10 +250,10 @@ def test_geometry_as_configured_works_on_a_model():
 
 @pytest.mark.parametrize("images", [2, 4, 20])
 def test_nothing_is_cut_off_where_values_are_close(monkeypatch, images):
-    from aavae import probe_figures
+    from aavae.reports import figures
 
     drawn = []
-    monkeypatch.setattr(probe_figures, "png", lambda figure: drawn.append(figure) or b"")
+    monkeypatch.setattr(figures, "png", lambda figure: drawn.append(figure) or b"")
     spectrum = torch.linspace(1, 0.8, images)
     geometry_figure({"a": spectrum, "b": spectrum[1:]}, {"c": (torch.linspace(0.011, 0.009, 8), 0.01)}, "title")
     (figure,) = drawn

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aavae import checkpoint
 from aavae.datasets import Split
 from aavae.datasets.synthetic import Synthetic
+from aavae.weights import checkpoint
 
 RUN = (
     "trainer=debug",

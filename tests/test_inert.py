@@ -23,11 +23,12 @@ from pickles import archive, call, named, storage, tensor, text
 from torch import nn
 
 import aavae
-from aavae import convert, inert
+from aavae import convert
 from aavae.errors import UserError
+from aavae.weights import unpickle
 
 
-def refused(path, read=inert.read) -> str:
+def refused(path, read=unpickle.read) -> str:
     with pytest.raises(UserError) as error:
         read(path)
     text = str(error.value)
@@ -73,12 +74,12 @@ def same(a, b) -> bool:
 def test_plain_files_are_read_as_torch_reads_them(tmp_path, name):
     torch.save({"it": PLAIN[name]}, tmp_path / "plain.pt")
     expected = PLAIN[name] if name == "containers" else torch.load(tmp_path / "plain.pt", weights_only=True)["it"]
-    assert same(inert.read(tmp_path / "plain.pt")["it"], expected)
+    assert same(unpickle.read(tmp_path / "plain.pt")["it"], expected)
 
 
 def test_tensors_that_share_their_memory_still_do(tmp_path):
     torch.save({"a": GRID[:3], "b": GRID[2:], "c": GRID.clone()}, tmp_path / "shared.pt")
-    read = inert.read(tmp_path / "shared.pt")
+    read = unpickle.read(tmp_path / "shared.pt")
     read["a"][2, 0] = -1
     assert read["b"][0, 0] == -1 and read["c"][2, 0] == 12
 
@@ -94,15 +95,15 @@ def test_kinds_of_numbers_no_model_of_ours_has_are_refused(tmp_path, dtype):
 
 @pytest.mark.parametrize("kind", ["AttributeDict", "Namespace", "dict"])
 def test_hyper_parameters_can_be_read_whatever_holds_them(tmp_path, kind):
-    read = inert.read(lightning.write(tmp_path / "a.ckpt", {"w": GRID}, kind=kind))
-    assert inert.contents(read["hyper_parameters"]) == lightning.CIFAR
+    read = unpickle.read(lightning.write(tmp_path / "a.ckpt", {"w": GRID}, kind=kind))
+    assert unpickle.contents(read["hyper_parameters"]) == lightning.CIFAR
     assert torch.equal(read["state_dict"]["w"], GRID) and read["global_step"] == 70_000
 
 
 def test_callbacks_keyed_by_classes_are_kept_apart(tmp_path):
-    callbacks = inert.read(lightning.write(tmp_path / "a.ckpt", {}))["callbacks"]
+    callbacks = unpickle.read(lightning.write(tmp_path / "a.ckpt", {}))["callbacks"]
     torch.save({datetime.date: 1, datetime.time: 2}, tmp_path / "of one module.pt")
-    assert list(inert.read(tmp_path / "of one module.pt").values()) == [1, 2]
+    assert list(unpickle.read(tmp_path / "of one module.pt").values()) == [1, 2]
     names = {f"{key.__module__}.{key.__qualname__}": value for key, value in callbacks.items()}
     assert names["pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"]["best_model_path"] == "a/b.ckpt"
     assert names["src.callbacks.online_finetuner.OnlineFineTuner"] == {} and len(names) == 2
@@ -115,7 +116,7 @@ def test_nothing_a_file_names_is_imported(tmp_path, monkeypatch):
         (tmp_path / package / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
     monkeypatch.syspath_prepend(tmp_path)
     before = dict(sys.modules)
-    inert.read(tmp_path / "a.ckpt")
+    unpickle.read(tmp_path / "a.ckpt")
     assert sys.modules == before and not (tmp_path / "ran").exists()
     with pytest.raises(ModuleNotFoundError):
         torch.load(tmp_path / "a.ckpt", weights_only=False)  # which does
@@ -140,8 +141,8 @@ STRANGE = (
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_objects_of_any_class_stay_inert(tmp_path, value, protocol):
     torch.save({"before": 1, "it": value, "after": [value, GRID]}, tmp_path / "x.pt", pickle_protocol=protocol)
-    read = inert.read(tmp_path / "x.pt")
-    assert isinstance(read["it"], inert.Inert if type(value) is not bytes or protocol == 2 else bytes)
+    read = unpickle.read(tmp_path / "x.pt")
+    assert isinstance(read["it"], unpickle.Inert if type(value) is not bytes or protocol == 2 else bytes)
     assert read["before"] == 1 and torch.equal(read["after"][1], GRID)
 
 
@@ -226,7 +227,7 @@ def checkpoint(protocol, payload):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("read", [inert.read, aavae.load_model, aavae.load_encoder])
+@pytest.mark.parametrize("read", [unpickle.read, aavae.load_model, aavae.load_encoder])
 def test_what_would_run_something_is_refused_by_name(trapped, name, read):
     *payload, called = HOSTILE[name]
     assert f"names {called}, which no checkpoint needs" in refused(checkpoint(*payload), read)
@@ -236,7 +237,7 @@ def test_what_would_run_something_is_refused_by_name(trapped, name, read):
 @pytest.mark.parametrize("name", DISARMED | ASLEEP)
 def test_what_is_only_named_does_nothing(trapped, name):
     path = checkpoint(*(DISARMED | ASLEEP)[name])
-    assert isinstance(inert.read(path)["hyper_parameters"]["a"], (inert.Inert, type))
+    assert isinstance(unpickle.read(path)["hyper_parameters"]["a"], (unpickle.Inert, type))
     assert "it has no encoder.conv1.weight" in refused(path, aavae.load_model)
     assert not trapped() and "trap" not in sys.modules
 
@@ -292,11 +293,11 @@ PICKLES = {
 
 
 def test_the_tensor_that_is_damaged_below_is_good(tmp_path):
-    assert inert.read(archive(tmp_path / "x.ckpt", tensor(), NUMBERS)).tolist() == [0, 1, 2]
+    assert unpickle.read(archive(tmp_path / "x.ckpt", tensor(), NUMBERS)).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", PICKLES)
-@pytest.mark.parametrize("read", [inert.read, aavae.load_model])
+@pytest.mark.parametrize("read", [unpickle.read, aavae.load_model])
 def test_a_damaged_pickle_gets_one_sentence(tmp_path, name, read):
     text = refused(archive(tmp_path / "x.ckpt", PICKLES[name], NUMBERS), read)
     assert "cannot be read" in text or "more memory than there is" in text
@@ -341,9 +342,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("read", [inert.read, aavae.load_model])
+@pytest.mark.parametrize("read", [unpickle.read, aavae.load_model])
 def test_a_damaged_file_gets_one_sentence(tmp_path, damage, read):
     lightning.write(tmp_path / "x.ckpt", {"w": GRID})
     DAMAGE[damage](tmp_path / "x.ckpt")
-    if (damage, read) != ("TorchScript", inert.read):  # which is a module, inert
+    if (damage, read) != ("TorchScript", unpickle.read):  # which is a module, inert
         assert "cannot be read" in refused(tmp_path / "x.ckpt", read)

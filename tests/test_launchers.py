@@ -15,10 +15,11 @@ import pytest
 from omegaconf import OmegaConf
 
 import aavae.conf
-from aavae import build, study
-from aavae.build.config import EXTRAS
+from aavae import build
+from aavae.config import EXTRAS
 from aavae.errors import Interrupted
-from aavae.multirun import Multirun
+from aavae.sweeps import search
+from aavae.sweeps.sweep import Multirun
 from aavae.train import Train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,15 +94,15 @@ def test_optuna_through_joblib_goes_on_when_a_trial_is_killed(tmp_path):
 def test_a_trial_that_was_interrupted_is_asked_for_again(tmp_path):
     optuna = pytest.importorskip("optuna")
     storage = f"sqlite:///{tmp_path}/optuna.db"
-    assert study.ask_again("epochs_2", storage) == 0
+    assert search.ask_again("epochs_2", storage) == 0
     begun = optuna.create_study(study_name="epochs_2", storage=storage, direction="maximize")
     ended, interrupted = begun.ask(), begun.ask()
     began = [trial.suggest_float("optimizer.lr", 1e-5, 1e-2) for trial in (ended, interrupted)]
     begun.tell(ended, 0.5)
-    assert study.ask_again("epochs_2", storage) == 1
+    assert search.ask_again("epochs_2", storage) == 1
     again = optuna.load_study(study_name="epochs_2", storage=storage).ask()
     assert again.suggest_float("optimizer.lr", 1e-5, 1e-2) == began[1]
-    assert study.ask_again("epochs_2", storage) == 1  # that one was stopped, too
+    assert search.ask_again("epochs_2", storage) == 1  # that one was stopped, too
 
 
 def test_slurm_is_asked_for_a_gpu_a_job_and_a_signal_in_time(tmp_path, monkeypatch):
@@ -119,7 +120,7 @@ def test_slurm_is_asked_for_a_gpu_a_job_and_a_signal_in_time(tmp_path, monkeypat
     asked = {line.removeprefix("#SBATCH --") for line in (tmp_path / "script").read_text().splitlines()}
     assert {"gpus-per-node=1", "cpus-per-task=8", "partition=gpu", "array=0-2%3", "time=1440"} <= asked
     before = next(int(line.partition("@")[2]) for line in asked if line.startswith("signal=USR2@"))
-    from aavae.pool import GRACE
+    from aavae.sweeps.pool import GRACE
 
     assert before > GRACE  # what a stopped job has to save what it has
 

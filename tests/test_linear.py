@@ -15,15 +15,16 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from aavae import build
+from aavae.augmentations.crops import Crops
+from aavae.augmentations.simclr import ResizedCrops
 from aavae.datasets.folder import ImageFolder
 from aavae.datasets.synthetic import Synthetic
 from aavae.errors import UserError
-from aavae.evaluation import checksum
-from aavae.pipelines import Crops, ResizedCrops
 from aavae.probes.classifier import cosine, linear_head, plan
+from aavae.probes.guests import checksum
 from aavae.probes.linear import Linear
-from aavae.representations import Representation
-from aavae.runtime import generator_for
+from aavae.probes.representations import Representation
+from aavae.runtime.randomness import generator_for
 
 CPU = torch.device("cpu")
 

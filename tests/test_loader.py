@@ -8,13 +8,15 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tvf
 
-from aavae.augmentations import crop_boxes, crop_draws
+from aavae.augmentations.crops import crop_boxes, crop_draws
+from aavae.augmentations.pipeline import NoAugmentation
+from aavae.augmentations.simclr import SimCLRViews
 from aavae.datasets import Dataset, Split
 from aavae.datasets.folder import ImageFolder
+from aavae.datasets.loader import Loader
 from aavae.errors import UserError
-from aavae.loader import Loader
-from aavae.pipelines import NoAugmentation, SimCLR
-from aavae.runtime import Processes, generator_for
+from aavae.runtime.processes import Processes
+from aavae.runtime.randomness import generator_for
 
 CPU = torch.device("cpu")
 
@@ -141,7 +143,7 @@ def streamed(root, augmentation, batch_size=4, in_memory=False, workers=0, **key
 
 
 def simclr():
-    return SimCLR(strength=0.5, blur_p=0.0)
+    return SimCLRViews(strength=0.5, blur_p=0.0)
 
 
 def assert_same(batches, others):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from aavae import files
 from aavae.errors import UserError
-from aavae.files import locked, only_one, remove_if_empty
+from aavae.runtime import files
+from aavae.runtime.files import locked, only_one, remove_if_empty
 
 
 def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):

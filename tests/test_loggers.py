@@ -17,13 +17,13 @@ import wandb_reader
 from PIL import Image
 
 from aavae import build
-from aavae.console import Reporter, accuracy_table, duration
 from aavae.errors import UserError
-from aavae.evaluation import Results
-from aavae.figures import reconstruction_figure
-from aavae.loggers import Beginning, Loggers, MetricsFile
-from aavae.probes import Picture
-from aavae.wandb_logger import WandB
+from aavae.loggers import Beginning, Loggers
+from aavae.loggers.metrics_file import MetricsFile
+from aavae.loggers.screen import Reporter, accuracy_table, duration
+from aavae.loggers.wandb import WandB
+from aavae.probes.guests import Picture, Results
+from aavae.reports.figures import reconstruction_figure
 
 RESULT = {"probe": "knn", "feature": "h", "split": "test", "metric": "accuracy", "value": 0.5, "n": 10}
 RESULT |= {"protocol": "k=20", "epoch": 3.0}
@@ -435,8 +435,9 @@ def test_a_key_that_cannot_be_one_gets_one_clear_message(tmp_path, stranger, mon
 DYING = """
 import os, signal
 from pathlib import Path
-from aavae.loggers import Beginning, Loggers, MetricsFile
-from aavae.wandb_logger import WandB
+from aavae.loggers import Beginning, Loggers
+from aavae.loggers.metrics_file import MetricsFile
+from aavae.loggers.wandb import WandB
 
 both = Loggers({"metrics": MetricsFile(), "wandb": WandB()})
 both.start(Beginning(Path("a")))

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from aavae import build
 from aavae.errors import UserError
-from aavae.losses import (
+from aavae.models.autoencoder import Output
+from aavae.models.losses import (
     NegativeELBO,
     ReconstructionLoss,
     bits_per_dim,
@@ -20,7 +21,6 @@ from aavae.losses import (
     log_posterior,
     log_prior,
 )
-from aavae.model import Output
 
 B, D, SHAPE = 5, 7, (3, 8, 8)
 

@@ -12,16 +12,17 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aavae import build
-from aavae.console import Reporter
 from aavae.datasets import downloads
 from aavae.datasets.digits import Digits
 from aavae.datasets.downloads import CIFAR10, STL10
 from aavae.datasets.folder import ImageFolder
 from aavae.datasets.synthetic import Synthetic
-from aavae.loggers import Beginning, Loggers, MetricsFile
-from aavae.runtime import pick_precision
-from aavae.signals import listening
-from aavae.validation import Validator
+from aavae.loggers import Beginning, Loggers
+from aavae.loggers.metrics_file import MetricsFile
+from aavae.loggers.screen import Reporter
+from aavae.runtime.device import pick_precision
+from aavae.runtime.signals import listening
+from aavae.training.validation import Validator
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from aavae import build
-from aavae.encoders.resnet import resnet
 from aavae.errors import UserError
-from aavae.model import AutoEncoder, Projection
+from aavae.models.autoencoder import AutoEncoder, Projection
+from aavae.models.encoders.resnet import resnet
 
 SMALL = ("dataset=synthetic", "encoder=resnet_tiny", "decoder=resnet_tiny", "latent_dim=6")
 

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from aavae import build, checkpoint
+from aavae import build
 from aavae.errors import UserError
 from aavae.probes import online
 from aavae.probes.online import Online
-from aavae.runtime import Precision
-from aavae.trainer import Trainer
+from aavae.runtime.device import Precision
+from aavae.training.trainer import Trainer
+from aavae.weights import checkpoint
 
 DEBUG = ("trainer=debug", "trainer.max_steps=6", "probe=[online]", "trainer.log_every=1")
 CPU = torch.device("cpu")

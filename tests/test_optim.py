@@ -7,9 +7,10 @@ import timm.optim
 import torch
 from torch import nn
 
-from aavae import build, optim, schedules
-from aavae.encoders.resnet import resnet
+from aavae import build
 from aavae.errors import UserError
+from aavae.models.encoders.resnet import resnet
+from aavae.training import optimizers, schedules
 
 BUILT = [
     ("adam", torch.optim.Adam, {"betas": [0.8, 0.95]}),
@@ -40,7 +41,7 @@ def names(model, group):
 
 def test_weight_decay_spares_biases_norms_and_scalars_by_module_type():
     model = Model()
-    decayed, plain = optim.parameter_groups(model, 0.1, exclude_bias_and_norm=True)
+    decayed, plain = optimizers.parameter_groups(model, 0.1, exclude_bias_and_norm=True)
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     assert {"encoder.layer2.0.downsample.1.weight", "encoder.bn1.bias", "norm.weight", "log_scale"} <= set(
         names(model, plain)
@@ -54,14 +55,14 @@ def test_weight_decay_spares_biases_norms_and_scalars_by_module_type():
 def test_every_trainable_parameter_is_in_exactly_one_group(exclude, weight_decay):
     model = Model()
     model.tied = model.head  # shared modules do not count twice
-    groups = optim.parameter_groups(model, weight_decay, exclude)
+    groups = optimizers.parameter_groups(model, weight_decay, exclude)
     assert sorted(n for g in groups for n in names(model, g)) == sorted(
         n for n, p in model.named_parameters() if p.requires_grad
     )
 
 
 def test_without_exclusion_everything_decays():
-    (group,) = optim.parameter_groups(Model(), 0.1, exclude_bias_and_norm=False)
+    (group,) = optimizers.parameter_groups(Model(), 0.1, exclude_bias_and_norm=False)
     assert group["weight_decay"] == 0.1
 
 
@@ -70,7 +71,7 @@ def test_excluded_parameters_really_do_not_shrink():
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
-    optim.optimizer(model, "sgd", 0.1, weight_decay=0.5, exclude_bias_and_norm=True).step()
+    optimizers.optimizer(model, "sgd", 0.1, weight_decay=0.5, exclude_bias_and_norm=True).step()
     after = dict(model.named_parameters())
     torch.testing.assert_close(after["head.weight"], before["head.weight"] * (1 - 0.1 * 0.5))
     for name in ("encoder.layer2.0.downsample.1.weight", "norm.weight", "head.bias", "frozen.weight"):
@@ -82,7 +83,7 @@ def test_three_steps_equal_the_library_s_own(name, reference, kwargs):
     ours = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
     theirs = copy.deepcopy(ours)
     stepping = (
-        optim.optimizer(ours, name, 0.01, weight_decay=0.1, kwargs=kwargs),
+        optimizers.optimizer(ours, name, 0.01, weight_decay=0.1, kwargs=kwargs),
         reference(theirs.parameters(), lr=0.01, weight_decay=0.1, **kwargs),
     )
     assert type(stepping[0]) is reference
@@ -102,7 +103,7 @@ def test_adam_s_weight_decay_is_in_the_gradient_and_adamw_s_is_not():
         model = nn.Linear(1, 1, bias=False)
         nn.init.constant_(model.weight, 4.0)
         model.weight.grad = torch.zeros(1, 1)
-        optim.optimizer(model, name, 0.1, weight_decay=0.5).step()
+        optimizers.optimizer(model, name, 0.1, weight_decay=0.5).step()
         steps[name] = 4.0 - model.weight.item()
     # In the gradient, Adam normalises it to a step of lr; decoupled, it is lr · decay · weight.
     assert steps == pytest.approx({"adam": 0.1, "adamw": 0.2}, abs=1e-5)
@@ -114,7 +115,7 @@ def test_lamb_as_configured_scales_each_layer_s_step_by_its_weights():
     model(torch.ones(4, 20)).square().sum().backward()
     before = model.weight.detach().clone()
     arguments = {k: settings[k] for k in ("name", "lr", "weight_decay", "exclude_bias_and_norm", "kwargs")}
-    optim.optimizer(model, **arguments).step()
+    optimizers.optimizer(model, **arguments).step()
     # You et al. 2020: the step's norm is lr · ‖w‖, whatever the gradient. Without that, it is Adam by another name.
     moved = ((model.weight - before).norm() / before.norm()).item()
     assert moved == pytest.approx(settings["lr"], rel=0.01)
@@ -127,7 +128,7 @@ def test_lars_as_configured_scales_each_weight_s_step_and_no_bias_s(weight_decay
     model(torch.ones(4, 20)).square().sum().backward()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     arguments = {k: settings[k] for k in ("name", "lr", "weight_decay", "exclude_bias_and_norm", "kwargs")}
-    optim.optimizer(model, **arguments).step()
+    optimizers.optimizer(model, **arguments).step()
     # You et al. 2017, Eq. 6: the local rate is η‖w‖ / (‖g‖ + λ‖w‖), with η = 0.001; of the gradient with its decay.
     w, g = before["weight"], model.weight.grad
     local = 0.001 * w.norm() / (g.norm() + weight_decay * w.norm())
@@ -139,7 +140,7 @@ def test_a_trust_ratio_that_is_switched_off_stays_off():
     model = nn.Linear(20, 10, bias=False)
     model(torch.ones(4, 20)).square().sum().backward()
     before = model.weight.detach().clone()
-    optim.optimizer(model, "lars", 0.1, kwargs={"always_adapt": False}).step()
+    optimizers.optimizer(model, "lars", 0.1, kwargs={"always_adapt": False}).step()
     torch.testing.assert_close(model.weight.detach(), before - 0.1 * model.weight.grad)
 
 
@@ -150,7 +151,7 @@ def test_lamb_as_configured_leaves_clipping_to_the_trainer():
     reference = timm.optim.Lamb(theirs.parameters(), lr=settings["lr"], weight_decay=0, max_grad_norm=None,
                                 always_adapt=True)  # fmt: skip
     arguments = {k: settings[k] for k in ("name", "lr", "weight_decay", "exclude_bias_and_norm", "kwargs")}
-    optimizer = optim.optimizer(ours, **arguments)
+    optimizer = optimizers.optimizer(ours, **arguments)
     for scale in (0.1, 100.0, 1.0):  # clipping would make the second count less in the moments
         gradient = scale * torch.arange(20.0).view(4, 5).sin()
         ours.weight.grad, theirs.weight.grad = gradient.clone(), gradient.clone()
@@ -177,12 +178,12 @@ def test_lamb_as_configured_leaves_clipping_to_the_trainer():
 )
 def test_bad_values_get_one_clear_message(arguments, words):
     with pytest.raises(UserError, match=words):
-        optim.optimizer(nn.Linear(2, 2), **({"name": "adam", "lr": 1e-3} | arguments))
+        optimizers.optimizer(nn.Linear(2, 2), **({"name": "adam", "lr": 1e-3} | arguments))
 
 
 def test_a_weight_decay_among_the_kwargs_is_not_silently_ignored():
     try:
-        built = optim.optimizer(nn.Linear(2, 2), "adam", 1e-3, kwargs={"weight_decay": 0.5})
+        built = optimizers.optimizer(nn.Linear(2, 2), "adam", 1e-3, kwargs={"weight_decay": 0.5})
     except UserError:
         return
     assert built.param_groups[0]["weight_decay"] == 0.5
@@ -196,7 +197,7 @@ def test_a_weight_decay_among_the_kwargs_is_not_silently_ignored():
     [(128, 1.25e-4, 5, 1755), (256, 2.5e-4, 10, 1750), (512, 5e-4, 20, 1740), (1024, 1e-3, 40, 1720)],
 )
 def test_learning_rate_and_warm_up_scale_as_in_figure_4a(batch_size, lr, warmup_epochs, warmup_steps):
-    factor = optim.batch_size_scale(batch_size, 256)
+    factor = optimizers.batch_size_scale(batch_size, 256)
     assert (2.5e-4 * factor, 10 * factor) == pytest.approx((lr, warmup_epochs))
     scaled = schedules.schedule("constant", 10 * factor, 45_000 // batch_size, 3200)
     assert scaled.warmup_steps == warmup_steps
@@ -215,4 +216,4 @@ def test_the_trainer_scales_from_the_reference_batch(scales, lr):
 
 def test_the_reference_batch_must_be_positive():
     with pytest.raises(UserError, match="reference_batch must be 1 or more"):
-        optim.batch_size_scale(256, 0)
+        optimizers.batch_size_scale(256, 0)

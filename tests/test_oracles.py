@@ -12,11 +12,12 @@ from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
 from aavae import build
-from aavae.console import Reporter
 from aavae.loggers import Loggers
-from aavae.runtime import Processes, generator_for
-from aavae.signals import Signals
-from aavae.trainer import Trainer
+from aavae.loggers.screen import Reporter
+from aavae.runtime.processes import Processes
+from aavae.runtime.randomness import generator_for
+from aavae.runtime.signals import Signals
+from aavae.training.trainer import Trainer
 
 BATCH, SIZE, STEPS, LATENT, SEED = 8, 8, 5, 4, 3
 TINY = (

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aavae import exits
-from aavae.output import Output, lenient
+from aavae.runtime import exits
+from aavae.runtime.output import Output, lenient
 
 TINY = ("trainer=debug", "trainer.max_steps=2", "hydra.run.dir=run", "probe=knn", "features=[h,mu]")
 FULL = "cannot write what it prints (No space left on device)\n"

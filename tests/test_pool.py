@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from aavae import files, pool, signals, status
-from aavae.pool import Outcome, Pool
-from aavae.sweeps import Job
+from aavae.runs import status
+from aavae.runs.sweep import Job
+from aavae.runtime import files, signals
+from aavae.sweeps import pool
+from aavae.sweeps.pool import Outcome, Pool
 
-SAY = "from pathlib import Path; from aavae import status; here = Path({folder!r}); "
+SAY = "from pathlib import Path; from aavae.runs import status; here = Path({folder!r}); "
 FOREVER = "import time; time.sleep(600)"
 
 
@@ -290,7 +292,7 @@ def test_a_watcher_that_breaks_stops_the_jobs_as_a_signal_would(tmp_path):
 COMMAND = """
 import sys, time
 from pathlib import Path
-from aavae.entry import Command
+from aavae.command import Command
 class Slow(Command):
     name = "slow"
     def execute(self, argv):
@@ -306,8 +308,8 @@ LAUNCHER = """
 import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup would have had ignored
-from aavae.pool import Pool
-from aavae.sweeps import Job
+from aavae.sweeps.pool import Pool
+from aavae.runs.sweep import Job
 here = Path(sys.argv[1])
 jobs = [Job(i, [], here / str(i), "") for i in (0, 1)]
 Pool(lambda job: [sys.executable, str(here / "slow.py"), str(job.folder)], [{}, {}], lambda states: None).run(jobs)

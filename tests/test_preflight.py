@@ -11,10 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from aavae import build, preflight
-from aavae.build import sources
+from aavae import build
+from aavae.config import sources
 from aavae.errors import UserError
-from aavae.identity import identity
+from aavae.runs.identity import identity
+from aavae.sweeps import preflight
 
 DEBUG = ("trainer=debug", "probe=[]")
 
@@ -265,7 +266,7 @@ def test_a_signal_ends_the_check_at_once_and_leaves_no_process(monkeypatch, tmp_
 def test_the_process_that_launches_jobs_never_imports_torch():
     lines = (
         "import sys",
-        "from aavae.preflight import preflight",
+        "from aavae.sweeps.preflight import preflight",
         "plans, speed, gpus = preflight([['trainer=debug', 'probe=[]']], None, 'config')",
         "assert plans[0].steps == 16 and speed > 0, plans",
         "assert not {'torch', 'timm', 'wandb'} & set(sys.modules)",

@@ -17,8 +17,8 @@ from aavae.errors import UserError
 from aavae.probes.few_label import FewLabel, draw_per_class
 from aavae.probes.knn import KNN, knn_predict
 from aavae.probes.linear_cached import LinearCached, fit_softmax
-from aavae.representations import Representation
-from aavae.runtime import generator_for
+from aavae.probes.representations import Representation
+from aavae.runtime.randomness import generator_for
 
 RECORD = {"probe", "feature", "split", "metric", "value", "n", "protocol"}
 THREE = SimpleNamespace(num_classes=3)

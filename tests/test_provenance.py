@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import aavae
-from aavae import provenance as module
 from aavae.errors import UserError
-from aavae.provenance import Checkout, checkout, note, provenance
+from aavae.runs import provenance as module
+from aavae.runs.provenance import Checkout, checkout, note, provenance
 
 CPU = torch.device("cpu")
 

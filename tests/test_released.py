@@ -13,12 +13,15 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 import aavae
-from aavae import build, checkpoint, encoder_file, released
+from aavae import build
 from aavae.convert import convert
 from aavae.datasets.folder import ImageNet
 from aavae.errors import UserError
-from aavae.model import Projection
-from aavae.trained import load_trained
+from aavae.models.assemble import assemble
+from aavae.models.autoencoder import Projection
+from aavae.runtime import targets
+from aavae.weights import checkpoint, encoder_file, released
+from aavae.weights.load import load_trained
 
 CIFAR, STL = lightning.CIFAR, lightning.CIFAR | {"dataset": "stl10", "input_height": 96, "first_conv3x3": False}
 SILENT = lightning.NO_PARAMETERS
@@ -30,7 +33,7 @@ def tiny(dataset="cifar10", method="aavae"):
     """A small model that has seen some images; its state dict has the released code's keys."""
     parts = ("encoder=resnet_tiny", "decoder=resnet_tiny", "latent_dim=8", f"method={method}")
     data = ImageNet if dataset == "imagenet" else None
-    model = checkpoint.assemble(build.architecture(build.compose([f"dataset={dataset}", *parts]), data))
+    model = assemble(build.architecture(build.compose([f"dataset={dataset}", *parts]), data))
     size = 64 if dataset == "imagenet" else model.architecture["decoder"]["image_size"]
     model.encode(2 + torch.randn(8, 3, size, size))  # in training mode, for BatchNorm's statistics
     return model.eval()
@@ -150,9 +153,9 @@ def under(name, module):
 def test_every_pair_of_encoder_and_decoder_is_recognised(dataset):
     wanted = {size: described(size, dataset) for size in SIZES}
     with torch.device("meta"):
-        encoders = {size: checkpoint.component(wanted[size]["encoder"]) for size in SIZES}
+        encoders = {size: targets.component(wanted[size]["encoder"]) for size in SIZES}
         facts = {"latent_dim": 128, "hidden_dim": 512}  # of its linear layers, which are not looked at
-        decoders = {size: checkpoint.component(wanted[size]["decoder"], **facts) for size in SIZES}
+        decoders = {size: targets.component(wanted[size]["decoder"], **facts) for size in SIZES}
         heads = {e.output_dim: Projection(e.output_dim, 128, True) for e in encoders.values()}
     for one, encoder in encoders.items():
         for other, decoder in decoders.items():

@@ -21,9 +21,9 @@ from torch.nn.functional import avg_pool2d
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from aavae.augmentations import CROP_TRIES, crop_boxes
+from aavae.augmentations.crops import CROP_TRIES, crop_boxes
+from aavae.augmentations.simclr import SimCLRViews
 from aavae.datasets.downloads import CIFAR10, STL10
-from aavae.pipelines import SimCLR
 
 pytestmark = pytest.mark.slow
 
@@ -48,9 +48,9 @@ class Setting(NamedTuple):
     draws: int  # so many that 20,000 are jittered and, on STL-10, 20,000 blurred
     views: int
 
-    def ours(self, **wrong) -> SimCLR:
+    def ours(self, **wrong) -> SimCLRViews:
         """Our pipeline at the strengths that the data set recommends, but for deliberate mistakes."""
-        return SimCLR(**{"strength": self.dataset.strength, "blur_p": self.dataset.blur_p, **wrong})
+        return SimCLRViews(**{"strength": self.dataset.strength, "blur_p": self.dataset.blur_p, **wrong})
 
 
 CIFAR = Setting(CIFAR10, 32, 0.5, False, draws=25_500, views=12_000)

@@ -10,10 +10,11 @@ import pytest
 from conftest import command
 from omegaconf import OmegaConf
 
-from aavae import build, status
-from aavae.summary import summarize
-from aavae.summary_jobs import find_jobs
-from aavae.summary_tables import as_csv, markdown, write
+from aavae import build
+from aavae.reports.jobs import find_jobs
+from aavae.reports.means import summarize
+from aavae.reports.tables import as_csv, markdown, write
+from aavae.runs import status
 
 CONFIG = {
     "seed": 0,

@@ -10,12 +10,15 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms import functional as tvf
 
-from aavae import build, pipelines, representations
+from aavae import build
+from aavae.augmentations.digits import DigitViews
+from aavae.augmentations.pipeline import NoAugmentation
+from aavae.augmentations.simclr import SimCLRViews
 from aavae.datasets import Dataset, Split
 from aavae.errors import UserError
-from aavae.pipelines import NoAugmentation
-from aavae.representations import Representations
-from aavae.runtime import Precision
+from aavae.probes import representations
+from aavae.probes.representations import Representations
+from aavae.runtime.device import Precision
 
 CPU = torch.device("cpu")
 SMALL = ("dataset=synthetic", "encoder=resnet_tiny", "decoder=resnet_tiny", "latent_dim=6")
@@ -232,10 +235,10 @@ def test_features_are_full_float32_whatever_the_run_used(recalibrates, settings_
 
 def test_views_are_those_of_training_and_the_dataset_s_own_where_training_had_none():
     model, _ = autoencoder()
-    trained_with = pipelines.Digits()
+    trained_with = DigitViews()
     assert representing(model, augmentation=trained_with)["h"].views is trained_with
     views = representing(model)["pixels"].views
-    assert isinstance(views, pipelines.SimCLR) and (views.strength, views.blur_p) == (0.5, 0.0)
+    assert isinstance(views, SimCLRViews) and (views.strength, views.blur_p) == (0.5, 0.0)
 
 
 # ---- What cannot be had -------------------------------------------------------------------------------------------

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from aavae import runtime
 from aavae.errors import UserError
-from aavae.runtime import Processes, generator_for, pick_device, pick_precision, seed_for
+from aavae.runtime import processes, randomness
+from aavae.runtime.device import make_deterministic, pick_device, pick_precision
+from aavae.runtime.processes import Processes
+from aavae.runtime.randomness import generator_for, seed_for
 
 CPU = torch.device("cpu")
 
@@ -97,7 +99,7 @@ def test_fp32_means_full_float32_products_whatever_was_set_before():
 
 def test_deterministic_refuses_kernels_that_are_not(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    runtime.make_deterministic()
+    make_deterministic()
     assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
 
@@ -140,12 +142,12 @@ def test_many_uniform_numbers_are_drawn_where_they_are_needed(device, monkeypatc
     generator = generator_for(0, "diagnostics", 1)
     monkeypatch.setattr(torch, "Generator", Generator)
     monkeypatch.setattr(torch, "rand", lambda shape, generator, device: asked.update(drawn=(shape, device.type)))
-    runtime.uniform((2, 3), generator, torch.device(device))
+    randomness.uniform((2, 3), generator, torch.device(device))
     assert asked == {"generator": (device, seed_for(0, "diagnostics", 1)), "drawn": ((2, 3), device)}
 
 
 def test_on_a_cpu_they_are_the_generator_s_own():
-    drawn = runtime.uniform((2, 3), generator_for(0, "x"), CPU)
+    drawn = randomness.uniform((2, 3), generator_for(0, "x"), CPU)
     assert torch.equal(drawn, torch.rand(2, 3, generator=generator_for(0, "x")))
 
 
@@ -183,7 +185,7 @@ def test_alone_there_is_nobody_to_talk_to(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     weight = torch.ones(2, requires_grad=True)
     weight.grad = torch.full((2,), 3.0)
-    with runtime.processes(CPU) as alone:
+    with processes.processes(CPU) as alone:
         alone.average_gradients([weight])
         alone.wait()
         assert alone.leads and alone.any(True, CPU) and not alone.any(False, CPU)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from aavae.errors import UserError
-from aavae.schedules import Schedule, schedule
+from aavae.training.schedules import Schedule, schedule
 
 
 def factors(scheduler, optimizer, steps):

@@ -14,12 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from aavae import loggers, signals
-from aavae.checkpoint import LAST
 from aavae.errors import Interrupted
-from aavae.inspector import Inspector
-from aavae.signals import STOPS, listening
-from aavae.trainer import Trainer
+from aavae.loggers.metrics_file import MetricsFile
+from aavae.runtime import signals
+from aavae.runtime.signals import STOPS, listening
+from aavae.training.inspector import Inspector
+from aavae.training.trainer import Trainer
+from aavae.weights.checkpoint import LAST
 
 DEBUG = ("trainer=debug", "hydra.run.dir=run", "probe=[]")
 SENT = pytest.mark.parametrize("signum", STOPS, ids=lambda s: s.name)
@@ -158,7 +159,7 @@ def test_while_it_is_validated_probed_or_evaluated(train, monkeypatch, method):
 
 
 def test_while_loggers_are_closed(train, monkeypatch):
-    sending(monkeypatch, loggers.MetricsFile, "close", signal.SIGHUP)
+    sending(monkeypatch, MetricsFile, "close", signal.SIGHUP)
     assert train(*DEBUG).code == 128 + signal.SIGHUP
     assert (state()["state"], state()["reason"]) == ("interrupted", "stopped by SIGHUP")
     assert train(*DEBUG).code == 0 and state()["state"] == "done"
@@ -167,7 +168,7 @@ def test_while_loggers_are_closed(train, monkeypatch):
 def test_a_run_that_goes_on_and_is_stopped_before_its_first_step_says_so(train, monkeypatch):
     sending(monkeypatch, Trainer, "train_step", signal.SIGTERM, lambda t: t.step == 5)
     assert train(*DEBUG).code == 128 + signal.SIGTERM
-    sending(monkeypatch, loggers.MetricsFile, "start", signal.SIGUSR2)
+    sending(monkeypatch, MetricsFile, "start", signal.SIGUSR2)
     assert train(*DEBUG).code == 128 + signal.SIGUSR2
     assert state()["reason"] == "stopped by SIGUSR2" and saved_step() == 5
 

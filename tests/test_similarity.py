@@ -12,15 +12,15 @@ from sklearn.datasets import load_sample_image
 from sklearn.metrics.pairwise import cosine_similarity
 
 from aavae import build
+from aavae.augmentations.simclr import SimCLRViews
 from aavae.datasets import Dataset, Split
 from aavae.errors import UserError
-from aavae.figures import thumbnails
-from aavae.pipelines import SimCLR
-from aavae.probe_figures import similarity_figure
-from aavae.probes import Picture
+from aavae.probes.guests import Picture
+from aavae.probes.representations import Representation
 from aavae.probes.similarity import Similarity, mean_cosines, view_features
-from aavae.representations import Representation
-from aavae.runtime import generator_for
+from aavae.reports.canvas import thumbnails
+from aavae.reports.figures import similarity_figure
+from aavae.runtime.randomness import generator_for
 
 
 class Noise(Dataset):
@@ -43,7 +43,7 @@ class Noise(Dataset):
 
 def representation(features, name="h", data=None):
     made = Representation(name, features, data or Noise(), torch.device("cpu"))
-    made.views = SimCLR(0.5, 0.5)
+    made.views = SimCLRViews(0.5, 0.5)
     return made
 
 

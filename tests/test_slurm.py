@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from aavae import slurm
-from aavae.trainer import Trainer
+from aavae.runtime import slurm
+from aavae.training.trainer import Trainer
 
 # Of a job that is preempted and has its grace time; what `scancel` changes in it is its state.
 PREEMPTED = """JobId=7 JobName=probe.sh
@@ -78,9 +78,9 @@ def test_a_preempted_run_saves_and_is_queued_again_but_a_job_of_a_sweep_leaves_t
 
     monkeypatch.setattr(Trainer, "train_step", preempted)
     if part_of_a_sweep:
-        from aavae import entry
+        from aavae import command
 
-        monkeypatch.setattr(entry, "_end_with_parent", lambda: None)
+        monkeypatch.setattr(command, "_end_with_parent", lambda: None)
         monkeypatch.setenv("AAVAE_JOB", "1")
     ended = train("trainer=debug", "probe=[]", "hydra.run.dir=run")
     assert ended.code == 128 + signal.SIGTERM and (tmp_path / "run" / "last.pt").exists()

@@ -8,8 +8,9 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from aavae import files, status
 from aavae.errors import UserError
+from aavae.runs import status
+from aavae.runtime import files
 
 
 def ago(seconds: float) -> str:

@@ -12,8 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 import aavae.conf
-from aavae import build, schedules
-from aavae.identity import identity, identity_config
+from aavae import build
+from aavae.runs.identity import identity, identity_config
+from aavae.training import schedules
 
 CONF = Path(aavae.conf.__file__).parent
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))

@@ -12,12 +12,18 @@ from types import SimpleNamespace
 import pytest
 from test_report import BOMB
 
-from aavae import build, files, multirun, preflight, status, sweeps
+from aavae import build
 from aavae.build import quoted
 from aavae.errors import UserError
-from aavae.identity import identity
-from aavae.multirun import Grid, Multirun, is_done, swept_by
-from aavae.sweeps import Job
+from aavae.runs import status
+from aavae.runs import sweep as sweeps
+from aavae.runs.identity import identity
+from aavae.runs.sweep import Job
+from aavae.runtime import files
+from aavae.sweeps import preflight
+from aavae.sweeps import sweep as multirun
+from aavae.sweeps.grid import Grid, swept_by
+from aavae.sweeps.sweep import Multirun, is_done
 
 SMALL = ("trainer=debug", "trainer.max_steps=1", "trainer.validate_every=0", "probe=[]")
 

@@ -18,9 +18,10 @@ from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 
 from aavae.errors import UserError
-from aavae.loggers import Beginning, Loggers, MetricsFile
-from aavae.tensorboard_logger import TensorBoard
-from aavae.trainer import Trainer
+from aavae.loggers import Beginning, Loggers
+from aavae.loggers.metrics_file import MetricsFile
+from aavae.loggers.tensorboard import TensorBoard
+from aavae.training.trainer import Trainer
 
 RESULT = {"probe": "knn", "feature": "h", "split": "test", "metric": "accuracy", "value": 0.5, "n": 10}
 RESULT |= {"protocol": "k=20 | cosine", "epoch": 3.0}
@@ -196,7 +197,7 @@ def test_an_evaluation_drops_nothing(tmp_path, step):
 
 def test_without_the_package_there_is_one_sentence_and_nothing_else(train, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
-    monkeypatch.delitem(sys.modules, "aavae.event_file")
+    monkeypatch.delitem(sys.modules, "aavae.loggers.event_file")
     with pytest.raises(UserError, match=r"logger=tensorboard needs `pip install 'aavae\[tensorboard\]'`"):
         TensorBoard()
     ended = train("trainer=debug", "logger=tensorboard", "hydra.run.dir=run")
@@ -232,7 +233,7 @@ def test_a_full_disk_is_the_loggers_own_trouble(tmp_path, capfd):
 ALONE = """
 from pathlib import Path
 from aavae.loggers import Beginning
-from aavae.tensorboard_logger import TensorBoard
+from aavae.loggers.tensorboard import TensorBoard
 
 log = TensorBoard()
 log.start(Beginning(Path(".")))

@@ -7,12 +7,13 @@ import sys
 import pytest
 import torch
 
-from aavae import checkpoint, threads
-from aavae.threads import Clock, free_cores
+from aavae.runtime import threads
+from aavae.runtime.threads import Clock, free_cores
+from aavae.weights import checkpoint
 
 DEBUG = ("trainer=debug", "hydra.run.dir=run", "probe=[]")
 SAY = """
-from aavae import threads
+from aavae.runtime import threads
 print(*threads.settle())
 import os, torch
 print(torch.get_num_threads(), os.environ.get("GOMP_SPINCOUNT"))

@@ -13,9 +13,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from aavae import build, checkpoint
-from aavae.identity import identity
-from aavae.trainer import Trainer
+from aavae import build
+from aavae.runs.identity import identity
+from aavae.training.trainer import Trainer
+from aavae.weights import checkpoint
 
 DEBUG = ("trainer=debug", "hydra.run.dir=run")
 METHODS = ("ae", "vae", "aaae", "aaae_denoise", "aavae", "aavae_mean")

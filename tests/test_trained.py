@@ -4,9 +4,10 @@ import lightning
 import pytest
 import torch
 
-from aavae import build, inert, load_model
+from aavae import build, load_model
 from aavae.errors import UserError
-from aavae.trained import load_trained
+from aavae.weights import unpickle
+from aavae.weights.load import load_trained
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def silent(tmp_path):
 def test_what_only_the_user_says_is_noted(silent, tmp_path):
     assert load_trained(silent, dataset="stl10").note == "it does not say that it was trained on stl10; you do"
     assert load_trained(silent, dataset="stl10").dataset == "stl10"
-    weights = dict(inert.read(silent)["state_dict"])
+    weights = dict(unpickle.read(silent)["state_dict"])
     said = lightning.write(tmp_path / "said.ckpt", weights, {"dataset": "stl10"})
     assert load_trained(said).note is None
 

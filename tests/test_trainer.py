@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from aavae import build, runtime
-from aavae.runtime import Precision, Processes
+from aavae import build
+from aavae.runtime import device
+from aavae.runtime.device import Precision
+from aavae.runtime.processes import Processes
 
 TINY = ("dataset=synthetic", "dataset.size=32", "encoder=resnet_tiny", "decoder=resnet_tiny", "latent_dim=8")
 
@@ -52,7 +54,7 @@ def test_each_process_drops_out_units_of_its_own():
 
 
 def test_steps_that_fp16_skips_do_not_count_in_the_gradient_s_norm(monkeypatch):
-    monkeypatch.setattr(runtime, "pick_precision", lambda *_: Precision("fp16", "cpu", torch.float16))
+    monkeypatch.setattr(device, "pick_precision", lambda *_: Precision("fp16", "cpu", torch.float16))
     few = ("batch_size=2", "encoder.channels=2", "decoder.channels=2", "decoder.head_channels=2")  # slow on a CPU
     t = trainer("trainer.clip=1", "optimizer.lr=1e-6", *few)
     t.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)  # the first steps overflow, as on CUDA

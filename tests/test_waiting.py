@@ -7,9 +7,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from aavae import build, diagnostics, runtime
+from aavae import build
 from aavae.datasets.downloads import STL10
-from aavae.runtime import generator_for
+from aavae.models import diagnostics
+from aavae.runtime import device as machine
+from aavae.runtime.randomness import generator_for
 
 SMALL = ("dataset=synthetic", "dataset.size=24", "dataset.image_size=16", "encoder=resnet_tiny", "decoder=resnet_tiny")
 SMALL += ("latent_dim=4", "batch_size=8", "schedule.warmup_epochs=1", "epochs=2")
@@ -37,7 +39,7 @@ class NeverWaits(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def meta_as_cuda(monkeypatch):
     """`send` copies to the meta device as it does to CUDA, without waiting."""
-    send = runtime.send
+    send = machine.send
     for name, module in list(sys.modules.items()):
         if name.startswith("aavae.") and getattr(module, "send", None) is send:
             monkeypatch.setattr(module, "send", lambda t, device: t.to(device, non_blocking=True))

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 import aavae.conf
 from aavae import build
 from aavae.loggers import Beginning
-from aavae.wandb_logger import WandB
+from aavae.loggers.wandb import WandB
 
 FILES = sorted(Path(path).absolute() for path in (Path(aavae.conf.__path__[0]) / "wandb").glob("*.yaml"))
 SMALL = ("experiment=none", "trainer=debug", "probe=knn", "features=[h]")

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from aavae import build
-from aavae.console import Reporter
 from aavae.errors import UserError
-from aavae.words import count, epochs, wrapped
+from aavae.loggers.screen import Reporter
+from aavae.runtime.words import count, epochs, wrapped
 
 
 def test_a_number_and_its_noun():

@@ -12,8 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from aavae.pipelines import Crops, Pipeline, SimCLR
-from aavae.runtime import send
+from aavae.augmentations.crops import Crops
+from aavae.augmentations.pipeline import Pipeline
+from aavae.augmentations.simclr import SimCLRViews
+from aavae.runtime.device import send
 
 SPLIT_SEED = 42  # of the released code, whatever the seed of the run (spec §1.5)
 
@@ -122,7 +124,7 @@ class Dataset(ABC):
 
     def views(self) -> Pipeline:
         """The augmentation recommended for it."""
-        return SimCLR(self.strength, self.blur_p)
+        return SimCLRViews(self.strength, self.blur_p)
 
     def crops(self) -> Pipeline:
         """The light augmentation that classifiers are trained with."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aavae import files
 from aavae.errors import UserError
+from aavae.runtime import files
 
 WORTH = 10.0  # seconds that a check takes at least to be remembered
 

@@ -3,7 +3,9 @@
 import torch
 from torch.nn import functional as F
 
-from aavae import pipelines
+from aavae.augmentations.crops import Crops
+from aavae.augmentations.digits import DigitViews
+from aavae.augmentations.pipeline import Pipeline
 from aavae.datasets import SPLIT_SEED, Dataset, Split, to_uint8
 
 
@@ -14,13 +16,13 @@ class Digits(Dataset):
     reference_batch = 128
     mean, std = (0.306, 0.306, 0.306), (0.319, 0.319, 0.319)  # of the 1,297 training images
 
-    def views(self) -> pipelines.Pipeline:
+    def views(self) -> Pipeline:
         """Rotations, shifts and the like."""
-        return pipelines.Digits()
+        return DigitViews()
 
-    def crops(self) -> pipelines.Pipeline:
+    def crops(self) -> Pipeline:
         """Shifts; a mirrored digit is another digit, or none."""
-        return pipelines.Crops(self.image_size // 8, flip_p=0.0)
+        return Crops(self.image_size // 8, flip_p=0.0)
 
     def read(self, device: torch.device) -> dict[str, Split]:
         """The three labelled splits; pretraining uses the images of `train` and `val`."""

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aavae import files
+from aavae.augmentations.pipeline import Pipeline
+from aavae.augmentations.simclr import ResizedCrops
 from aavae.datasets import Dataset, Split, seeded_split
 from aavae.datasets.folder import read_labelled
 from aavae.errors import UserError
-from aavae.pipelines import Pipeline, ResizedCrops
+from aavae.runtime import files
 
 DOWNLOADING = ".download.lock"
 

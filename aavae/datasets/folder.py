@@ -7,13 +7,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from aavae.augmentations.pipeline import Pipeline
+from aavae.augmentations.simclr import ResizedCrops
 from aavae.datasets import Dataset, Split, seeded_split, stratified_split, to_float
 from aavae.datasets.layout import Layout, layout, listed, readable
 from aavae.datasets.store import Store, reporter
 from aavae.datasets.streaming import StreamedSplit
 from aavae.errors import UserError
-from aavae.pipelines import Pipeline, ResizedCrops
-from aavae.words import count
+from aavae.runtime.words import count
 
 
 def read_labelled(path: Path, image_size: int, num_classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from aavae.errors import UserError
-from aavae.words import count
+from aavae.runtime.words import count
 
 WORDS = {
     "train": ("train", "training"),

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aavae.console import Reporter
 from aavae.datasets import checked, decode, listing
 from aavae.datasets.layout import common_folder, listed, readable
 from aavae.errors import UserError
-from aavae.threads import cores
-from aavae.words import count
+from aavae.loggers.screen import Reporter
+from aavae.runtime.threads import cores
+from aavae.runtime.words import count
 
 THREADS = 8  # for reading into memory
 PIECE = 256  # images of a thread's job: a job each costs more than decoding a small one

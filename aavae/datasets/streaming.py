@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from aavae.augmentations import crop_boxes
+from aavae.augmentations.crops import crop_boxes
 from aavae.datasets import decode
 from aavae.datasets.store import BadImage, Store
 from aavae.errors import UserError, WorkerDied
-from aavae.signals import STOPS, blocked
-from aavae.threads import cores
+from aavae.runtime.signals import STOPS, blocked
+from aavae.runtime.threads import cores
 
 
 def _ignore_signals(worker: int) -> None:

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from aavae.datasets import Dataset, Split, to_float
 from aavae.errors import UserError
-from aavae.representations import Representation
-from aavae.runtime import Precision, generator_for, send
-from aavae.words import count
+from aavae.probes.representations import Representation
+from aavae.runtime.device import Precision, send
+from aavae.runtime.randomness import generator_for
+from aavae.runtime.words import count
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

@@ -5,11 +5,12 @@ import torch
 
 from aavae.datasets import Dataset, sample, to_float
 from aavae.errors import UserError
-from aavae.figures import thumbnails
-from aavae.probe_figures import embedding_figure
-from aavae.probes import Picture, record
-from aavae.representations import Representation
-from aavae.words import count
+from aavae.probes.guests import Picture
+from aavae.probes.representations import Representation
+from aavae.reports.canvas import thumbnails
+from aavae.reports.figures import embedding_figure
+from aavae.runs.results import record
+from aavae.runtime.words import count
 
 FEWEST = 4  # fewer leave t-SNE no neighbours
 

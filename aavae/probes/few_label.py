@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from aavae.datasets import Dataset
 from aavae.errors import UserError
-from aavae.probes import record
-from aavae.representations import Representation
-from aavae.runtime import generator_for
-from aavae.words import count
+from aavae.probes.representations import Representation
+from aavae.runs.results import record
+from aavae.runtime.randomness import generator_for
+from aavae.runtime.words import count
 
 
 def draw_per_class(labels: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -11,12 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from aavae.datasets import Dataset, Split
 from aavae.errors import UserError
-from aavae.probes import record
 from aavae.probes.classifier import SGD, Plan, cropped_batches, linear_head, plan
 from aavae.probes.few_label import draw_per_class
-from aavae.representations import Representation
-from aavae.runtime import Precision, full_float32, generator_for, seed_default, seed_for, without_search
-from aavae.words import count
+from aavae.probes.representations import Representation
+from aavae.runs.results import record
+from aavae.runtime.device import Precision, full_float32, without_search
+from aavae.runtime.randomness import generator_for, seed_default, seed_for
+from aavae.runtime.words import count
 
 HELD_OUT = ("val", "test")
 

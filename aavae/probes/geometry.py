@@ -7,15 +7,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aavae.datasets import Dataset, sample
-from aavae.diagnostics import active_units
 from aavae.errors import UserError
-from aavae.losses import kl_to_prior
-from aavae.probe_figures import geometry_figure
-from aavae.probes import Picture, record
+from aavae.models.diagnostics import active_units
+from aavae.models.losses import kl_to_prior
+from aavae.probes.guests import Picture
+from aavae.probes.representations import Representation
 from aavae.probes.similarity import view_features
-from aavae.representations import Representation
-from aavae.runtime import full_float32
-from aavae.words import count
+from aavae.reports.figures import geometry_figure
+from aavae.runs.results import record
+from aavae.runtime.device import full_float32
+from aavae.runtime.words import count
 
 EPSILON = 1e-7  # of RankMe (Garrido et al. 2023, §3)
 

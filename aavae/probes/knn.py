@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from aavae.datasets import Dataset
 from aavae.errors import UserError
-from aavae.probes import record
-from aavae.representations import Representation
+from aavae.probes.representations import Representation
+from aavae.runs.results import record
 
 
 def knn_predict(train: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float, num_classes: int) -> Tensor:

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from aavae.datasets import Dataset
 from aavae.errors import UserError
-from aavae.probes import record
 from aavae.probes.classifier import SGD, Plan, cropped_batches, linear_head, plan
-from aavae.representations import Representation
-from aavae.runtime import Precision, generator_for
+from aavae.probes.representations import Representation
+from aavae.runs.results import record
+from aavae.runtime.device import Precision
+from aavae.runtime.randomness import generator_for
 
 STL_EVALS = ("official", "fixed")
 

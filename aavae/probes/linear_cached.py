@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 from aavae.datasets import Dataset
 from aavae.errors import UserError
-from aavae.probes import record
-from aavae.representations import Representation
-from aavae.words import count
+from aavae.probes.representations import Representation
+from aavae.runs.results import record
+from aavae.runtime.words import count
 
 
 def fit_softmax(features: Tensor, labels: Tensor, num_classes: int, weight_decay: float, steps: int) -> nn.Linear:

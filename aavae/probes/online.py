@@ -6,12 +6,13 @@ from torch.nn import functional as F
 
 from aavae.datasets import Dataset, Split, to_float
 from aavae.errors import Damaged, UserError, first_line
-from aavae.optim import restore as restore_optimizer
-from aavae.probes import record
 from aavae.probes.classifier import linear_head
-from aavae.representations import Representation
-from aavae.runtime import Precision, full_float32, generator_for, send
-from aavae.words import count
+from aavae.probes.representations import Representation
+from aavae.runs.results import record
+from aavae.runtime.device import Precision, full_float32, send
+from aavae.runtime.randomness import generator_for
+from aavae.runtime.words import count
+from aavae.weights.optimizer_state import restore as restore_optimizer
 
 SETTINGS = ("lr", "batch_size", "every", "seed")
 

@@ -8,11 +8,12 @@ from torch.nn import functional as F
 
 from aavae.datasets import Dataset, seeded_split, to_float
 from aavae.errors import UserError
-from aavae.figures import thumbnails
-from aavae.probe_figures import similarity_figure
-from aavae.probes import Picture, record
-from aavae.representations import Representation
-from aavae.runtime import generator_for
+from aavae.probes.guests import Picture
+from aavae.probes.representations import Representation
+from aavae.reports.canvas import thumbnails
+from aavae.reports.figures import similarity_figure
+from aavae.runs.results import record
+from aavae.runtime.randomness import generator_for
 
 BATCH = 100  # images at a time; fixed, because the draws depend on it
 MOST_SHOWN = 20

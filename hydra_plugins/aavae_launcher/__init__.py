@@ -28,7 +28,7 @@ class ProcessLauncher(Launcher):
         """Run one job for each list of overrides."""
         from aavae import build
         from aavae.errors import UserError
-        from aavae.sweeps import Job
+        from aavae.runs.sweep import Job
 
         if self.task.sweep is None:
             self.task.error = UserError("hydra/launcher=processes is for sweeps of aavae-train; leave it out")

@@ -1,0 +1,195 @@
+"""Config → objects, in one place: `compose` a config from overrides, then build from it.
+
+Imports torch only when something is built, so that a config is composed and checked in a fraction of a second.
+"""
+
+import contextlib
+from collections.abc import Container, Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from aavae.config import compose, folder, for_hydra, hydra_node, parse, plain, to_yaml
+from aavae.config.arguments import arguments, for_completion
+from aavae.config.hints import quoted
+from aavae.config.sources import groups, options, own_folders, unchanged
+from aavae.errors import UserError
+
+__all__ = (
+    "architecture", "arguments", "asked", "augmentation", "compose", "dataset", "folder", "for_completion", "for_hydra",
+    "groups", "hydra_node", "loggers", "loss", "model", "options", "own_folders", "parse", "plain", "probes",
+    "quoted", "to_yaml", "trainer", "unchanged",
+)  # fmt: skip
+
+MODEL_ARGUMENTS = ("log_scale", "learn_scale", "sample")  # of the loss group, but owned by the model
+# Of the trainer group, but for looking at the model, not for moving it.
+INSPECTOR_ARGUMENTS = ("validate_train", "val_samples", "recalibration_images", "knn_images")
+FOREIGN = ("",)  # a config, unlike a checkpoint, may name any module
+
+
+def _component(node, facts: object = None):
+    from aavae.runtime.targets import component
+
+    node = node if isinstance(node, dict) else OmegaConf.to_container(node, resolve=True)
+    return component(_ask(node, facts), FOREIGN)
+
+
+def _ask(node: dict, facts: object) -> dict:
+    """`auto` is a question to the dataset: the fact of the same name."""
+    return {k: getattr(facts, k) if v == "auto" and hasattr(facts, k) else v for k, v in node.items()}
+
+
+def dataset(cfg: DictConfig):
+    """The dataset, not yet loaded. Raises UserError for arguments out of range or a path without images."""
+    return _component(cfg.dataset)
+
+
+def augmentation(cfg: DictConfig, data=None):
+    """The augmentation pipeline; `auto` strengths are the dataset's."""
+    return _component(cfg.augmentation, data or dataset(cfg))
+
+
+def loss(cfg: DictConfig):
+    """The objective."""
+    node = OmegaConf.to_container(cfg.loss, resolve=True)
+    if node.get("kl") == "mc" and node.get("sample") == "mean":
+        # It would score a noise that z never saw, and could be made as small as one likes by σ → ∞.
+        raise UserError("loss.kl=mc needs loss.sample=reparam; with loss.sample=mean use loss.kl=analytic")
+    return _component({k: v for k, v in node.items() if k not in MODEL_ARGUMENTS})
+
+
+def architecture(cfg: DictConfig, data=None) -> dict:
+    """What `models.assemble` makes the model from: plain data, every `auto` answered."""
+    data = data or dataset(cfg)
+    encoder = _ask(OmegaConf.to_container(cfg.encoder, resolve=True), data)
+    decoder = OmegaConf.to_container(cfg.decoder, resolve=True)
+    if decoder.get("stem") == "auto":  # the decoder mirrors the encoder it stands behind
+        decoder["stem"] = encoder.get("stem", data.stem)
+    decoder = _ask(decoder, data)
+    if decoder.get("image_size", data.image_size) != data.image_size:
+        raise UserError(
+            f"decoder.image_size={decoder['image_size']} is not the {data.image_size} of the dataset; leave it at auto"
+        )
+    objective = OmegaConf.to_container(cfg.loss, resolve=True)
+    return {
+        "encoder": encoder,
+        "decoder": decoder,
+        "latent_dim": cfg.latent_dim,
+        "variational": loss(cfg).variational,
+        **{k: objective[k] for k in MODEL_ARGUMENTS if k in objective},
+    }
+
+
+def model(cfg: DictConfig, data=None):
+    """The autoencoder, initialised from the run's seed. Raises UserError for sizes that do not fit together."""
+    import torch
+
+    from aavae.models.assemble import assemble
+    from aavae.runtime.randomness import seed_for
+
+    described = architecture(cfg, data)
+    torch.manual_seed(seed_for(cfg.seed, "init"))
+    return assemble(described, FOREIGN)
+
+
+def asked(overrides: Sequence[str]) -> frozenset[str] | None:
+    """The probes that overrides name, by a setting of theirs; None where they choose the group, and so all of them."""
+    keys = [override.key_or_group for override in parse(overrides)]
+    return None if "probe" in keys else frozenset(k.split(".")[1] for k in keys if k.startswith("probe."))
+
+
+def probes(cfg: DictConfig, data=None, asked: Container[str] | None = None) -> list:
+    """The probes of the final evaluation; with `data`, refusing now what those `asked` for (None: all) could not do on
+    it then. The others are left out then, and say why."""
+    from aavae.probes.guests import Guest
+    from aavae.probes.representations import NAMES
+
+    guests = []
+    for name, node in cfg.probe.items():
+        node = OmegaConf.to_container(node, resolve=True)
+        features = node.pop("features", None) or list(cfg.features)
+        if unknown := [f for f in features if f not in NAMES]:
+            raise UserError(f"features knows {', '.join(NAMES)}, not {unknown[0]!r}")
+        guest = Guest(name, _component(node), tuple(features))
+        guests.append(guest if data is None else guest.checked(data, asked is None or name in asked))
+    return guests
+
+
+def loggers(cfg: DictConfig, metrics: bool = True):
+    """What the logger group asks for, and `metrics.jsonl`, not yet started."""
+    from aavae.loggers import Loggers
+    from aavae.loggers.metrics_file import MetricsFile
+
+    asked = {name: _component(node) for name, node in cfg.logger.items()}
+    return Loggers({"metrics": MetricsFile(), **asked} if metrics else asked)
+
+
+def _scaled(cfg: DictConfig, data) -> tuple[dict, float]:
+    """Settings of the optimizer, and the factor by which learning rate and warm-up follow the batch size."""
+    from aavae.training.optimizers import batch_size_scale
+
+    settings = OmegaConf.to_container(cfg.optimizer, resolve=True)
+    scales, reference = settings.pop("scale_with_batch_size"), settings.pop("reference_batch")
+    reference = data.reference_batch if reference == "auto" else reference
+    factor = batch_size_scale(cfg.batch_size, reference) if scales else 1.0
+    return settings | {"lr": settings["lr"] * factor}, factor
+
+
+def trainer(
+    cfg: DictConfig, processes=None, *, data=None, net=None, meta: bool = False, asked: Container[str] | None = None
+):
+    """The trainer with everything it needs, data loaded; `fit` trains. Raises UserError for what cannot work.
+
+    `data` is the dataset and `net` the model, if they are there already; `asked` are the probes that must be possible
+    (None: all). With `meta` the networks are on the meta device: all is checked, and nothing can be computed.
+    """
+    import torch
+
+    from aavae.runtime.device import make_deterministic, pick_device, pick_precision
+    from aavae.training import optimizers, schedules
+    from aavae.training.inspector import Inspector
+    from aavae.training.trainer import Trainer
+
+    if cfg.seed < 0:
+        raise UserError(f"seed must be 0 or more, not {cfg.seed}")
+    device = pick_device(cfg.device)
+    precision = pick_precision(cfg.precision, device)
+    if cfg.deterministic:
+        make_deterministic()
+    elif device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # every step has the same shapes, which are worth a search for kernels
+    device = torch.device("meta") if meta else device
+    objective, data = loss(cfg), data or dataset(cfg)
+    augment = augmentation(cfg, data)
+    with device if meta else contextlib.nullcontext():
+        net = net or model(cfg, data)
+    settings, factor = _scaled(cfg, data)
+    loop = OmegaConf.to_container(cfg.trainer, resolve=True)
+    looking = {name: loop.pop(name) for name in INSPECTOR_ARGUMENTS}
+    inspector = Inspector(
+        net,
+        objective,
+        augment,
+        data,
+        seed=cfg.seed,
+        device=device,
+        precision=precision,
+        recalibrates=loop["clean_pass"] == "off",
+        **looking,
+    )
+    return Trainer(
+        net,
+        objective,
+        augment,
+        data,
+        inspector,
+        probes(cfg, data.load(device, rehearse=cfg.dry_run), asked),
+        lambda m: optimizers.optimizer(m, **settings),
+        lambda steps: schedules.schedule(cfg.schedule.shape, cfg.schedule.warmup_epochs * factor, steps, cfg.epochs),
+        epochs=cfg.epochs,
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+        device=device,
+        precision=precision,
+        processes=processes,
+        **loop,
+    )

@@ -1,0 +1,81 @@
+"""Training batches whose order is a function of (seed, epoch), from memory or streamed."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aavae.augmentations.crops import crop_draws
+from aavae.augmentations.pipeline import Pipeline
+from aavae.datasets import Dataset, Split, to_float
+from aavae.errors import UserError
+from aavae.runtime.device import send
+from aavae.runtime.processes import Processes
+from aavae.runtime.randomness import generator_for
+from aavae.runtime.words import count
+
+
+class Batch(NamedTuple):
+    """A step's images: the clean ones in [0, 1] on the device, and what the augmentation starts from."""
+
+    clean: Tensor  # (B, 3, H, W), the decoder's target
+    source: Tensor  # (B, 3, H, W), the whole image, or the crop that workers made
+    cropped: bool
+
+
+class Loader:
+    """Batches of `batch_size` (all processes together) from the `pretrain` split, the incomplete last one dropped.
+
+    Raises UserError if the batch size is below 2 (BatchNorm needs two images) or larger than the training set.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        augmentation: Pipeline,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        processes: Processes | None = None,
+    ):
+        self.dataset, self.split, self.augmentation = dataset, dataset["pretrain"], augmentation
+        self.batch_size, self.seed, self.device = batch_size, seed, device
+        if batch_size < 2:
+            raise UserError(f"batch_size must be 2 or more (BatchNorm needs two images), not {batch_size}")
+        if batch_size > len(self.split):
+            raise UserError(
+                f"batch_size={batch_size} is larger than the training set of {count(len(self.split), 'image')}"
+            )
+        self.share = (processes or Processes()).share(batch_size)
+        self.steps_per_epoch = len(self.split) // batch_size
+
+    def _order(self, epoch: int) -> Tensor:
+        return torch.randperm(len(self.split), generator=generator_for(self.seed, "order", epoch))
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """This process's part of the batches of `epoch`, from batch `first` on."""
+        whole = self._order(epoch)[: self.steps_per_epoch * self.batch_size].view(self.steps_per_epoch, -1)
+        if not isinstance(self.split, Split):
+            yield from self._streamed(whole, epoch, first)
+            return
+        mine = send(whole[first:, self.share].contiguous(), self.device)
+        for indices in mine:
+            source = to_float(self.split[indices])
+            yield Batch(self.dataset.target(source), source, cropped=False)
+
+    def _streamed(self, whole: Tensor, epoch: int, first: int) -> Iterator[Batch]:
+        crops, scale, ratio = self.augmentation.crops, None, None
+        if crops:
+            scale, ratio = self.augmentation.scale, self.augmentation.ratio
+
+        def requests():
+            for i, indices in enumerate(whole[first:], start=first):
+                draws = [None] * len(indices)
+                if crops:
+                    draws = crop_draws(len(indices), generator_for(self.seed, "crop", epoch * self.steps_per_epoch + i))
+                pairs = zip(indices[self.share].tolist(), draws[self.share], strict=True)
+                yield [(index, draw, scale, ratio) for index, draw in pairs]
+
+        for clean, source in self.split.stream(requests()):
+            yield Batch(to_float(send(clean, self.device)), to_float(send(source, self.device)), cropped=crops)

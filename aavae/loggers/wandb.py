@@ -1,0 +1,105 @@
+"""Numbers and pictures in Weights & Biases."""
+
+import contextlib
+import os
+import sys
+import uuid
+from pathlib import Path
+
+from aavae.errors import UserError, first_line
+from aavae.loggers import Beginning
+from aavae.runs.results import name_of
+
+
+class WandB:
+    """A Weights & Biases run; offline where nobody is logged in or the server cannot be reached, which is said once.
+
+    Raises UserError for an unknown `mode` or `tags` that are no list, and from `start` for names that Weights & Biases
+    refuses or an API key that cannot be one.
+    """
+
+    place = "wandb"
+
+    def __init__(
+        self,
+        project: str = "aavae",
+        entity: str | None = None,
+        mode: str | None = None,
+        tags: list[str] | None = None,
+    ):
+        mode = mode or os.environ.get("WANDB_MODE")
+        if mode not in (None, "online", "offline", "disabled"):
+            raise UserError(f"logger.wandb.mode must be online, offline, disabled or null, not {mode!r}")
+        if not isinstance(tags, list | tuple | None):
+            raise UserError(f"logger.wandb.tags must be a list, such as [{tags}], not {tags!r}")
+        self.mode, self.tags = mode, tags and [str(tag) for tag in tags]
+        if bad := [tag for tag in self.tags or () if not 1 <= len(tag) <= 64]:
+            raise UserError(f"logger.wandb.tags must have 1 to 64 characters each, unlike {bad[0]!r}")
+        self.project, self.entity = project, entity
+
+    def start(self, run: Beginning) -> None:
+        """Begin the run, or continue the one the checkpoint remembers; under `wandb agent` it is the agent's."""
+        import wandb
+
+        self._wandb, mode, known = wandb, self.mode, run.remembered.get("id")
+        # WANDB_RUN_ID in the environment names one training, not every job of a sweep, nor an evaluation.
+        apart = run.group is not None or run.job_type != "pretrain"
+        arguments = {
+            "project": self.project, "entity": self.entity, "tags": self.tags, "job_type": run.job_type,
+            "dir": str(run.folder), "name": run.name, "group": run.group,
+            "config": run.config | {"provenance": run.provenance},
+            "id": known or (uuid.uuid4().hex[:8] if apart else None), "resume": "allow" if known else None,
+            "reinit": "finish_previous",
+        }  # fmt: skip
+        wandb.setup(wandb.Settings(silent=True))
+        try:
+            if mode in (None, "online") and not wandb.login(prompt=False, verify=False):
+                mode = "offline"
+                print(f"Weights & Biases: not logged in; the run is kept in {run.folder / 'wandb'} for wandb sync")
+        except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
+            raise UserError(f"Weights & Biases: {first_line(error)}; or set logger.wandb.mode=offline") from error
+        try:
+            self.run = self._begin(mode, arguments)
+        except wandb.errors.CommError as error:
+            reason = f"Weights & Biases cannot be reached ({first_line(error)})"
+            print(f"{reason}; the run goes on offline", file=sys.stderr)
+            self.run = self._begin("offline", arguments)
+        self.run.define_metric("*", step_metric="step")
+
+    def _begin(self, mode: str | None, arguments: dict):
+        settings = self._wandb.Settings(silent=True, console="off", init_timeout=30)
+        try:
+            return self._wandb.init(mode=mode, settings=settings, **arguments)
+        except self._wandb.errors.UsageError as error:
+            raise UserError(f"logger.wandb: {first_line(error)}") from error
+
+    def log(self, metrics: dict[str, float], step: int, epoch: float) -> None:
+        """Log scalars against `step`; not finite ones too, so that a dashboard shows where a run broke."""
+        self.run.log(metrics | {"step": step, "epoch": epoch})
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Log an image file as a panel."""
+        self.run.log({name: self._wandb.Image(str(path)), "step": step})
+
+    def results(self, records: list[dict]) -> None:
+        """Results as a table, and each value in the run's summary."""
+        if not records:
+            return
+        columns = list(records[0])
+        table = self._wandb.Table(columns=columns, data=[[r[c] for c in columns] for r in records])
+        self.run.log({"results": table})
+        for r in records:
+            self.run.summary[name_of(r)] = r["value"]
+
+    def state(self) -> dict:
+        """The run's id, so that a resumed job continues the same run."""
+        return {"id": self.run.id}
+
+    def close(self, failed: bool = False) -> None:
+        """Finish the run, with a failing exit code if it failed."""
+        try:
+            self.run.finish(exit_code=1 if failed else 0)
+        except Exception:
+            with contextlib.suppress(Exception):
+                self._wandb.teardown()  # a service that died would take the next job's run with it
+            raise

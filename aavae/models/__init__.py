@@ -1,0 +1,1 @@
+"""What is learned: encoders, decoders, methods and their losses."""

@@ -1,0 +1,233 @@
+"""A summary on the screen, as Markdown, and as a table of all jobs for other programs (CSV)."""
+
+import csv
+import io
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from aavae.errors import UserError
+from aavae.loggers.screen import FEATURES, PROBES, duration, shown
+from aavae.reports.columns import ABSENT, varying
+from aavae.reports.jobs import one_line, read_sweep
+from aavae.reports.means import Row, Spread, Summary, counted, tested
+from aavae.runs import status
+from aavae.runs.results import RESULTS, name_of
+from aavae.runtime import files
+from aavae.runtime.words import count
+
+CSV, MARKDOWN = "sweep.csv", "sweep.md"
+UNDONE = ("failed", "dead", "damaged", "interrupted")
+
+
+def tell(summary: Summary, console: Console) -> None:
+    """Print the table, then what failed and why, with the path of its log."""
+    table = screen(summary)
+    # Lines too long for a terminal are better than columns left out; a file or a pipe has no edge at all.
+    least, most = console.measure(table, options=console.options.update(width=10_000))
+    console.width = max(console.width, least if console.is_terminal else most)
+    console.print(table)
+    for job in summary.of(*UNDONE):
+        console.print(f"{job.state:<12}{one_line(job.name)}: {_short(job.line)}", markup=False, soft_wrap=True)
+        if os.path.exists(log := job.folder / "log.txt"):  # Path.exists raises in a closed folder
+            console.print(f"{'':<12}{shown(log.absolute())}", markup=False, soft_wrap=True)
+    for problem in summary.problems:
+        console.print(problem, markup=False, soft_wrap=True)
+
+
+def write(summary: Summary) -> None:
+    """Write sweep.csv and sweep.md into the folder; a folder that is a run itself gets none.
+
+    Raises UserError where they cannot be written.
+    """
+    if not _is_run(summary.folder):
+        files.write(summary.folder / CSV, as_csv(summary).encode(errors="replace"))
+        files.write(summary.folder / MARKDOWN, markdown(summary).encode(errors="replace"))
+
+
+def _is_run(folder: Path) -> bool:
+    return os.path.exists(folder / status.STATUS)
+
+
+# ---- Means, for people ------------------------------------------------------------------------------------------
+
+
+def _cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Head and rows, as text."""
+    settings = [c.name for c in summary.columns]
+    # A baseline that has nothing to say of the first setting stands there under its name.
+    features = any(row.feature != "h" and row.values[0] != "" for row in summary.rows)
+    scored = any(row.score for row in summary.rows)
+    timed = any(row.seconds is not None for row in summary.rows)
+    head = [*settings, *(["features"] if features else []), "seeds", "state"]
+    head += [*(PROBES.get(p, p) for p in summary.probes), *(["score"] if scored else []), *(["time"] if timed else [])]
+    body = []
+    for row in summary.rows:
+        feature = FEATURES.get(row.feature, row.feature)
+        cells = [text(v) for v in row.values] + ([feature] if features else [])
+        if row.values[0] == "" and not features:
+            cells[0] = feature
+        cells += [str(row.seeds), row.states if row.feature == "h" else ""]
+        cells += [percent(row.accuracies.get(probe), row) for probe in summary.probes]
+        cells += [_score(row.score)] if scored else []
+        cells += ["" if row.seconds is None else duration(row.seconds)] if timed else []
+        body.append(cells)
+    return head, body
+
+
+def percent(spread: Spread | None, row: Row) -> str:
+    """Mean ± sd in percent, marked where not all seeds or not one protocol entered."""
+    if spread is None:
+        return ABSENT
+    sd = "" if spread.sd is None else f" ± {100 * spread.sd:.1f}"
+    few = f" ({spread.n})" if spread.n < row.seeds else ""
+    return f"{100 * spread.mean:.1f}{sd}{'†' if spread.mixed else ''}{few}"
+
+
+def _score(spread: Spread | None) -> str:
+    if spread is None:
+        return ""
+    return f"{spread.mean:.4g}" + ("" if spread.sd is None else f" ± {spread.sd:.2g}")
+
+
+def text(value: object) -> str:
+    """A setting as one would type it."""
+    return one_line(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
+
+
+def _short(line: str, longest: int = 240) -> str:
+    return line if len(line) <= longest else f"{line[:longest]}…"
+
+
+def _notes(summary: Summary) -> list[str]:
+    """What must be known to read the table."""
+    found = [(spread, row) for row in summary.rows for spread in row.accuracies.values()]
+    notes = ["Test accuracy in %, mean ± sd (ddof 1) over seeds."] if found else []
+    if any(r["metric"] == "accuracy_sd" for job in summary.jobs for r in job.results):
+        notes.append("Of a probe that draws several times its mean enters.")
+    if any(spread.n < row.seeds for spread, row in found):
+        notes.append("(n): of n seeds only.")
+    if any(spread.mixed for spread, _ in found):
+        notes.append("†: not all by one protocol.")
+    for column in summary.columns:
+        if along := [key for key in column.along if not key.startswith(_parts(column.key))]:
+            more = f" and {len(along) - 5} more" if len(along) > 5 else ""
+            notes.append(f"With {column.name} change {', '.join(along[:5])}{more}.")
+    return notes
+
+
+def _parts(key: str) -> tuple[str, ...]:
+    """Whose settings come with the value of `key`, as everyone knows."""
+    if key == "method":
+        return ("augmentation.", "loss.")
+    return (key.rpartition(".")[0] + ".",) if key.endswith(("._target_", ".name")) else ()
+
+
+def screen(summary: Summary) -> Table:
+    """The means as a table for the terminal."""
+    head, body = _cells(summary)
+    where = RESULTS if _is_run(summary.folder) else MARKDOWN
+    caption = " ".join([*_notes(summary), *([f"Protocols: {where}."] if summary.probes else [])])
+    title = Text(f"{shown(summary.folder.absolute())}: {_count(summary)}")
+    table = Table(title=title, caption=Text(caption), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.title_justify = table.caption_justify = "left"
+    numbers = head.index("state") + 1
+    for i, column in enumerate(zip(head, *body, strict=True)):
+        whole = i < numbers - 1 and max(map(len, column)) <= 24
+        word = max(len(word) for cell in column for word in [*cell.split(), ""])
+        justify = "right" if i >= numbers else "left"
+        table.add_column(
+            Text(head[i]), justify=justify, overflow="fold", no_wrap=whole, min_width=None if whole else min(word, 12)
+        )
+    for cells in body:
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _count(summary: Summary) -> str:
+    return f"{count(len(summary.jobs), 'job')}, {counted(summary.jobs)}"
+
+
+def markdown(summary: Summary) -> str:
+    """The means, their protocols, what is not done and why, and the commands that made it."""
+    head, body = _cells(summary)
+    rows = [head, ["---"] * len(head), *body]
+    lines = [f"# {summary.folder.resolve().name}", "", f"{_count(summary)}.", ""]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows] + [""]
+    lines += [line for note in _notes(summary) for line in (note, "")]
+    if summary.probes:
+        lines += ["Protocols:", "", *(f"- {PROBES.get(p, p)}: {_protocols(summary, p)}" for p in summary.probes), ""]
+    if undone := summary.of(*UNDONE):
+        lines += ["Not done:", "", *(f"- {job.state}: {_code(job.name)}, {_code(job.line)}" for job in undone), ""]
+    lines += [f"- {problem}" for problem in summary.problems]
+    if commands := _commands(summary):
+        lines += ["Made by:", "", *(f"    {command}" for command in commands)]
+    return "\n".join(lines) + "\n"
+
+
+def _code(line: str) -> str:
+    return "`" + one_line(line).replace("`", "'") + "`"
+
+
+def _protocols(summary: Summary, probe: str) -> str:
+    """How the probe measured; where jobs differ in a word only, its variants."""
+    records = [r for job in summary.jobs for r in tested(job) if r["probe"] == probe]
+    found = dict.fromkeys(f"{r.get('protocol', 'unknown')}; {r.get('n')} test images" for r in records)
+    alike: dict[int, list[list[str]]] = {}
+    for protocol in found:
+        words = re.split(r"([,;]? )", one_line(protocol))
+        alike.setdefault(len(words), []).append(words)
+    merged = ("".join("/".join(dict.fromkeys(w)) for w in zip(*several, strict=True)) for several in alike.values())
+    return "; or ".join(merged)
+
+
+def _commands(summary: Summary, most: int = 20) -> list[str]:
+    try:
+        sweep = read_sweep(summary.folder)
+    except UserError:  # which the summary says
+        sweep = None
+    if sweep:
+        launches = ((launch.get("config_dir"), launch["overrides"]) for launch in sweep["launches"])
+        commands = [
+            shlex.join(["aavae-train", "-m", *(["--config-dir", where] if where else []), *overrides])
+            for where, overrides in launches
+        ]
+    else:
+        commands = [str(job.said["command"]) for job in summary.jobs if job.said.get("command")]
+    commands = list(dict.fromkeys(map(one_line, commands)))
+    return commands[:most] + ([f"… and {len(commands) - most} more"] if len(commands) > most else [])
+
+
+# ---- Every job, for programs ------------------------------------------------------------------------------------
+
+
+def as_csv(summary: Summary) -> str:
+    """A row per job: where and how it stands, every setting that varies, and everything it has measured."""
+    settings = {c.key: c.values for c in summary.columns}
+    settings |= {c.key: c.values for c in varying(summary.jobs) if c.key not in settings}
+    rows = []
+    for i, job in enumerate(summary.jobs):
+        row = {"folder": _relative(job.folder, summary.folder), "name": job.name, "state": job.state}
+        row["reason"] = job.line if job.state in UNDONE and job.reason is None else job.reason
+        row |= {key: text(values[i]) for key, values in settings.items() if values[i] != ABSENT}
+        row |= {"seed": job.seed, "epochs": job.config.get("epochs", (job.overrides or {}).get("epochs"))}
+        row |= {key: job.number(key) for key in ("epoch", "step", "score", "seconds")}
+        rows.append(row | {name_of(r): r["value"] for r in job.results})
+    first = ["folder", "name", "state", "reason", *settings, "seed", "epochs", "epoch", "step", "score", "seconds"]
+    handle = io.StringIO()
+    names = dict.fromkeys([*first, *(name for row in rows for name in row)])
+    table = csv.DictWriter(handle, list(names), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return handle.getvalue()
+
+
+def _relative(folder: Path, top: Path) -> str:
+    return folder.relative_to(top).as_posix() if folder.is_relative_to(top) else str(folder)

@@ -1,0 +1,142 @@
+"""Where a run comes from: code, versions, machine, command, seed and images, for whoever must repeat it."""
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import aavae
+from aavae.runtime import files
+
+PROVENANCE = "provenance.json"
+PACKAGES = ("aavae", "torch", "torchvision", "timm", "hydra-core", "numpy")
+PATIENCE = 5.0  # seconds, for all that a program is asked
+
+
+def provenance(device: torch.device, command: str, seed: int | None, fingerprint: str, processes: int = 1) -> dict:
+    """Plain data on a session that starts now; `fingerprint` is the dataset's, and `processes` train together.
+
+    What cannot be known is null. Names of the machine and its user are left out, and paths, unless they were typed.
+    """
+    package = Path(aavae.__file__).parent
+    git, here = checkout(package, "__init__.py"), checkout(Path.cwd())
+    another = here is not None and (git is None or here.root != git.root)
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": command,
+        "seed": seed,
+        "data": fingerprint,
+        "git": git and {"commit": git.commit, "dirty": git.dirty},
+        "git_here": {"commit": here.commit, "dirty": here.dirty} if another else None,
+        "versions": versions(device),
+        "device": hardware(device),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "platform": platform.platform(),
+    }
+
+
+def note(folder: Path, entry: dict) -> None:
+    """Append a session to the list in the folder's provenance.json; a damaged one is kept aside, which is said.
+
+    Raises UserError where it cannot be written.
+    """
+    path = folder / PROVENANCE
+    content, sessions = path.read_bytes() if path.exists() else b"[]", None
+    with contextlib.suppress(ValueError):  # no JSON, or no text
+        sessions = json.loads(content)
+    if not isinstance(sessions, list):
+        aside, sessions = path.with_name(f"{PROVENANCE}.damaged"), []
+        files.write(aside, content)
+        print(f"{path} is damaged; it is kept as {aside.name}, and a new one begun", file=sys.stderr)
+    files.write(path, json.dumps([*sessions, entry], indent=1) + "\n")
+
+
+# ---- Code ---------------------------------------------------------------------------------------------------------
+
+
+class Checkout(NamedTuple):
+    """A git checkout: its top folder, its commit, and whether files differ from it (None: git took too long to say)."""
+
+    root: str
+    commit: str
+    dirty: bool | None
+
+
+def checkout(folder: Path, file: str | None = None) -> Checkout | None:
+    """The git checkout around `folder`, which must track its `file` where one is named; None if there is none."""
+    until = time.monotonic() + PATIENCE
+
+    def git(*arguments: str) -> str | None:
+        return _output("git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments, until=until)
+
+    found = git("rev-parse", "--show-toplevel", "HEAD")
+    # A package in site-packages may lie in somebody's repository without being a part of it.
+    if found is None or (file and git("ls-files", "--error-unmatch", "--", file) is None):
+        return None
+    root, _, commit = found.strip().rpartition("\n")
+    changes = git("status", "--porcelain", "--untracked-files=normal")
+    return Checkout(root, commit, None if changes is None else bool(changes))
+
+
+def _output(*command: str, until: float) -> str | None:
+    """What a program prints; None if it is not there, fails, or has no answer by `until`. It cannot ask anything."""
+    # A git hook that started us has told git where to look by variables, which are not about this folder.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    environment |= {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1"}
+    try:
+        ended = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=environment,
+            timeout=max(0.0, until - time.monotonic()),
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return ended.stdout
+
+
+# ---- Versions and machine -----------------------------------------------------------------------------------------
+
+
+def versions(device: torch.device) -> dict[str, str | None]:
+    """Of Python and the packages that decide numbers, and on a GPU of CUDA, cuDNN and the driver."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    if device.type == "cuda":
+        cudnn, ask = (
+            torch.backends.cudnn.version(),
+            ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        )
+        driver = _output(*ask, until=time.monotonic() + PATIENCE)
+        found |= {"cuda": torch.version.cuda, "cudnn": cudnn and str(cudnn)}
+        found["driver"] = driver.splitlines()[0].strip() if driver else None
+    return found
+
+
+def hardware(device: torch.device) -> str:
+    """The name of the GPU, or the model of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # not Linux
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    return cpu if device.type == "cpu" else f"{device.type} of {cpu}"

@@ -1,0 +1,41 @@
+"""The file `results.json`: what the probes found, as records."""
+
+import json
+from pathlib import Path
+
+from aavae.errors import UserError
+
+RESULTS = "results.json"
+
+
+def read_results(folder: Path) -> list[dict]:
+    """The records of a folder's results.json, none if there is none. Raises UserError if it is damaged."""
+    path = folder / RESULTS
+    if not path.exists():
+        return []
+    try:
+        records = json.loads(path.read_text())
+        names = ("probe", "feature", "split", "metric")
+        if strange := [r for r in records if not all(isinstance(r[key], str) for key in names)]:
+            raise ValueError(f"{strange[0]} is no record")
+        return [r | {"value": float(r["value"]), "epoch": r["epoch"]} for r in records]
+    except (OSError, ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no text
+        raise UserError(f"{path} is damaged ({error}); delete it and evaluate again") from error
+
+
+def name_of(r: dict) -> str:
+    """The name of a record in logs: probe/feature/split/metric."""
+    return f"{r['probe']}/{r['feature']}/{r['split']}/{r['metric']}"
+
+
+def record(probe: str, feature: str, split: str, value: float, n: int, protocol: str, metric: str = "accuracy") -> dict:
+    """One result; `n` is the number of images it was measured on."""
+    return {
+        "probe": probe,
+        "feature": feature,
+        "split": split,
+        "metric": metric,
+        "value": float(value),
+        "n": n,
+        "protocol": protocol,
+    }

@@ -1,0 +1,104 @@
+"""What a run says of itself in `status.json`, with a heartbeat: one that died without a word is seen to be dead."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+from aavae.errors import UserError
+from aavae.runtime import files
+
+STATUS = "status.json"
+STATES = ("pending", "running", "done", "failed", "interrupted")
+NUMBERS = ("step", "epoch", "epochs", "score", "saved", "seconds", "images_per_second", "seconds_left")  # or null
+BEAT = 10.0  # seconds between heartbeats
+PATIENCE = 60.0  # seconds without one after which a running job counts as dead
+
+
+def now() -> str:
+    """The time, with its zone, to the second."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def read(folder: Path) -> dict | None:
+    """What the run in `folder` last said, None if nothing yet. Raises UserError where that is damaged."""
+    try:
+        status = json.loads((folder / STATUS).read_text())
+        if status["state"] not in STATES:
+            raise ValueError(f"state {status['state']!r}")
+        for key in NUMBERS:
+            if not isinstance(status.get(key), int | float | None):
+                raise ValueError(f"{key} {status[key]!r}")
+        datetime.fromisoformat(status["updated"])
+        return status
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / STATUS} is damaged ({error})") from error
+
+
+def state_of(status: dict) -> str:
+    """Its state, or `dead` if it says running and nothing was heard of it for a minute."""
+    if status["state"] != "running":
+        return status["state"]
+    silent = datetime.now().astimezone() - datetime.fromisoformat(status["updated"]).astimezone()
+    return "dead" if silent.total_seconds() > PATIENCE else "running"
+
+
+def write(folder: Path, state: str, reason: str | None = None, **facts) -> None:
+    """Say how the run in `folder` stands; `facts` replace those of before."""
+    with contextlib.suppress(UserError):  # what is damaged is replaced
+        facts = (read(folder) or {}) | facts
+    status = facts | {"state": state, "reason": reason, "updated": now()}
+    files.write(folder / STATUS, json.dumps(status, indent=1) + "\n")
+
+
+class Heart:
+    """The status of this process's run in `folder`; `facts` gives what changes while it runs.
+
+    A run that `goes_on` keeps the time it began and the seconds it has taken.
+    """
+
+    def __init__(self, folder: Path, facts: Callable[[], dict], goes_on: bool = True, **constant):
+        before = None
+        with contextlib.suppress(UserError):
+            before = read(folder)
+        self.folder, self.facts, self._lock = folder, facts, threading.Lock()
+        self._before = (before or {}).get("seconds") or 0.0 if goes_on else 0.0
+        self._began = time.monotonic()
+        self._constant = constant | {
+            "started": (before or {}).get("started") or now() if goes_on else now(),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
+
+    def say(self, state: str, reason: str | None = None) -> None:
+        """Write the state now; `seconds` counts all sessions of the run."""
+        ended = None if state == "running" else now()
+        seconds = self._before + time.monotonic() - self._began
+        with self._lock:
+            write(self.folder, state, reason, **self._constant, **self.facts(), seconds=round(seconds, 1), ended=ended)
+
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[None]:
+        """Say `running` now and every ten seconds until the block ends."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(BEAT):
+                with contextlib.suppress(UserError):  # a disk that is full now may not be at the next beat
+                    self.say("running")
+
+        self.say("running")
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()

@@ -1,0 +1,49 @@
+"""The folder of a sweep: which jobs belong to it, by which commands it was launched, how each stands."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from aavae.errors import UserError
+from aavae.runs import status
+from aavae.runtime import files
+
+SWEEP = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a sweep: its overrides, its folder, and the swept ones among the overrides as its name."""
+
+    number: int
+    overrides: list[str]
+    folder: Path
+    name: str
+
+
+def read(folder: Path) -> dict:
+    """What is known of the sweep in `folder`. Raises UserError where there is none, or it is damaged."""
+    try:
+        sweep = json.loads((folder / SWEEP).read_text())
+        [*_] = (launch["overrides"] for launch in sweep["launches"])
+        [*_] = (job["folder"] for job in sweep["jobs"])
+        return sweep
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is not the folder of a sweep: it has no {SWEEP}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / SWEEP} is damaged ({error})") from error
+
+
+def record(folder: Path, overrides: list[str], config_dir: str | None, jobs: list[Job]) -> None:
+    """Add a launch and its jobs; one that was there before is not there twice."""
+    sweep = {"name": folder.name, "created": status.now(), "launches": [], "jobs": []}
+    if (folder / SWEEP).exists():
+        sweep = read(folder)
+    launches = [launch for launch in sweep["launches"] if launch["overrides"] != overrides]
+    sweep["launches"] = [*launches, {"overrides": overrides, "config_dir": config_dir, "started": status.now()}]
+    known = {job["folder"]: job for job in sweep["jobs"]}
+    for job in jobs:
+        place = str(job.folder.relative_to(folder)) if job.folder.is_relative_to(folder) else str(job.folder)
+        known[place] = {"folder": place, "overrides": job.overrides, "name": job.name}
+    sweep["jobs"] = list(known.values())
+    files.write(folder / SWEEP, json.dumps(sweep, indent=1) + "\n")

@@ -1,0 +1,1 @@
+"""What the machine gives: device, precision, randomness, processes, signals, threads, files."""

@@ -1,0 +1,1 @@
+"""`-m`: a grid of jobs, checked first and run in processes of their own."""

@@ -1,0 +1,217 @@
+"""`-m`: the jobs of a sweep, checked before the first one, launched, and summed up at the end."""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from aavae import build
+from aavae.errors import Interrupted, UserError
+from aavae.runs import status, sweep
+from aavae.runs.config import read_config
+from aavae.runs.sweep import Job
+from aavae.runtime import slurm, threads
+from aavae.runtime.words import count
+from aavae.sweeps import search
+from aavae.sweeps.grid import Grid
+
+SHOWN = 10  # impossible jobs that are named one by one
+
+
+# ---- Before, during and after -------------------------------------------------------------------------------------
+
+
+class Multirun:
+    """A sweep of `command`; `launch` hands it to Hydra, whose launcher comes back to `run`."""
+
+    def __init__(self, command, overrides: list[str], config_dir: str | None):
+        self.command, self.overrides, self.config_dir = command, overrides, config_dir
+        self.grid = Grid(overrides, config_dir, command.primary)
+        self.folder: Path | None = None
+        self.jobs: list[Job] = []  # as far as is known before they are launched
+        self.gpus = 0
+        self.study: tuple[str, str] | None = None  # of an optimiser: its name and its storage
+
+    def check(self) -> Path | None:
+        """See that every job is possible, and say what they will take; the folder, or None for a dry run.
+
+        Raises UserError, naming all that are impossible.
+        """
+        from aavae.sweeps.preflight import preflight
+
+        primary, grid = self.command.primary, self.grid
+        fixed = [values[0] for values in grid.values.values() if values]
+        cfg = build.compose(fixed, self.config_dir, primary)
+        if without := [key for key, values in grid.values.items() if not values]:
+            raise UserError(f"the grid is empty: {without[0]} has no values")
+        if len(grid) > cfg.sweep.max_jobs:
+            raise UserError(f"{count(len(grid), 'job')}? if you mean it, say sweep.max_jobs={len(grid)}")
+        jobs = grid.jobs()
+        how = [o for o in self.overrides if o.startswith("hydra")]
+        given = [*how, *jobs[0]]
+        where = build.folder(given, "hydra.sweep.dir", primary, self.config_dir, self.command.job_name)
+        self.folder = folder = Path(where).absolute()
+        node = build.hydra_node([*given, f"hydra.sweep.dir={build.quoted(where)}"], self.config_dir, primary)
+        _refuse_helpers(node)
+        plans, speed, self.gpus = preflight(jobs, self.config_dir, primary)
+        impossible = [f"{grid.name(p.overrides)}: {p.error}" for p in plans if p.error]
+        if impossible:
+            several = f"{len(impossible)} of {len(jobs)} jobs are impossible, and none was begun"
+            more = [f"and {len(impossible) - SHOWN} more"] if len(impossible) > SHOWN else []
+            raise UserError("\n  ".join([several, *impossible[:SHOWN], *more]) if len(jobs) > 1 else plans[0].error)
+        if where in str(node.sweeper.get("storage")):  # in this folder, which nobody else may use
+            self.study = (node.sweeper.study_name, node.sweeper.storage)
+        if OmegaConf.to_container(node.sweep, resolve=False)["subdir"] == "${aavae_identity:}":
+            _refuse_twins(plans, grid)
+            own = ([o for o in p.overrides if not o.startswith("hydra")] for p in plans)
+            self.jobs = [
+                Job(n, o, folder / p.identity, grid.name(o)) for n, (o, p) in enumerate(zip(own, plans, strict=True))
+            ]
+        left = [p for p in plans if not is_done(folder / p.identity, p.config)]
+        self._say(folder, plans, left, speed, grid.complete)
+        return None if cfg.dry_run else folder
+
+    def name_of(self, overrides: list[str]) -> str:
+        """What tells a job from the others."""
+        return self.grid.name(overrides)
+
+    def _say(self, folder: Path, plans: list, left: list, speed: float, complete: bool) -> None:
+        from aavae.loggers.screen import duration, shown
+
+        known = "" if complete else ", as far as is known; the others are the sweeper's to choose"
+        done = f", {len(plans) - len(left)} of them done" if len(left) < len(plans) else ""
+        print(f"sweep       {shown(folder)}: {count(len(plans), 'job')}{done}{known}")
+        print(f"steps       {sum(p.steps for p in left):,} in all")
+        if speed:
+            where = f"{self.gpus} GPUs at a time" if self.gpus > 1 else plans[0].device
+            seconds = sum(p.flops for p in left) / speed / max(1, self.gpus)
+            print(f"time        about {duration(seconds)} of training in all, on {where}, besides evaluation")
+        needed = sum(p.disk for p in left if not (folder / p.identity).exists())
+        there = next(p for p in (folder, *folder.parents) if p.exists())
+        free = shutil.disk_usage(there).free
+        print(f"disk        {needed / 2**30:.2f} GiB of {free / 2**30:,.0f} GiB free", flush=True)
+        if needed > free:
+            raise UserError(
+                f"{needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} GiB free in {there}; make room, or name "
+                "another hydra.sweep.dir="
+            )
+
+    def begin(self) -> None:
+        """Write down what is going to be done, so that it can be gone on with, whatever launches it."""
+        self.record(self.jobs if self.grid.complete else [])
+        if self.study:
+            search.ask_again(*self.study)
+
+    def record(self, jobs: list[Job]) -> None:
+        """Write down the launch and its jobs."""
+        # Launched again, it goes on, even if it was to begin afresh.
+        given = [o for o in self.overrides if not o.startswith(("hydra.sweep.dir=", "hydra.launcher.", "resume="))]
+        sweep.record(self.folder, given, self._config_dir(), jobs)
+
+    def run(self, jobs: list[Job], configs: list[dict], n_jobs: int | None) -> list:
+        """Run the jobs, each in a process of its own; how each ended. Raises Interrupted after stopping them all."""
+        from aavae.sweeps.board import Board
+        from aavae.sweeps.pool import Outcome, Pool
+
+        self.record(jobs)
+        outcomes = {}
+        for job, config in zip(jobs, configs, strict=True):
+            if is_done(job.folder, config):
+                outcomes[job.number] = Outcome("done", status.read(job.folder).get("score"))
+        with Board(jobs, {number: outcome.state for number, outcome in outcomes.items()}) as board:
+            pool = Pool(self._child, self._slots(n_jobs, configs[0]["device"]), board.update)
+            outcomes |= pool.run([job for job in jobs if job.number not in outcomes])
+        if pool.stopped is not None:
+            raise Interrupted(pool.stopped)
+        return [outcomes[job.number] for job in jobs]
+
+    def run_alone(self, overrides: list[str], number: int, folder: Path, config: dict) -> float | None:
+        """Run one job where another launcher than ours has brought us; its score, None if it did not end well.
+
+        Raises Interrupted after stopping it; what Slurm should queue again, submitit does first.
+        """
+        from aavae.sweeps.pool import Pool
+
+        if is_done(folder, config):
+            return status.read(folder).get("score")
+        pool = Pool(self._child, [{}], lambda states: None)
+        outcome = pool.run([Job(number, overrides, folder, self.name_of(overrides))])[number]
+        if pool.stopped is not None:
+            _tell_submitit(pool.stopped)
+            raise Interrupted(pool.stopped)
+        return outcome.score
+
+    def sum_up(self) -> bool:
+        """Write and show what came of the sweep; whether a job failed."""
+        from aavae.reports import report
+
+        return report(self.folder) != 0
+
+    def _child(self, job: Job) -> list[str]:
+        where = ["--config-dir", self._config_dir()] if self.config_dir else []
+        belongs = {"sweep.name": self.folder.name, "sweep.job": job.name, "hydra.run.dir": str(job.folder)}
+        settings = [f"{key}={build.quoted(value)}" for key, value in belongs.items()]
+        given = [o for o in job.overrides if not o.startswith("sweep.")]
+        return [sys.executable, "-m", self.command.module, *where, *given, *settings]
+
+    def _config_dir(self) -> str | None:
+        return str(Path(self.config_dir).resolve()) if self.config_dir else None
+
+    def _slots(self, n_jobs: int | None, device: str) -> list[dict[str, str]]:
+        handed_out = self.gpus and device in ("auto", "cuda")
+        n = n_jobs or (self.gpus if handed_out else 1)
+        share = {}
+        if n > 1 and not threads.chosen():
+            share = {"OMP_NUM_THREADS": str(max(1, len(threads.cores()) // n)), threads.SHARED: "1"}
+        visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
+        visible = visible or [str(i) for i in range(self.gpus)]
+        return [share | ({"CUDA_VISIBLE_DEVICES": visible[i % len(visible)]} if handed_out else {}) for i in range(n)]
+
+
+def _tell_submitit(signum: int) -> None:
+    # It waits for one signal only, SIGUSR2 unless told otherwise, at which it has the job queued again and exits.
+    expected = getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
+    waits = "SUBMITIT_EXECUTOR" in os.environ and callable(signal.getsignal(expected))
+    if waits and (signum == expected or slurm.returns(signum)):
+        signal.raise_signal(expected)
+
+
+def _refuse_helpers(node: DictConfig) -> None:
+    n_jobs, launcher = node.launcher.get("n_jobs"), str(node.launcher.get("_target_"))
+    if "aavae" in launcher and not (n_jobs is None or (isinstance(n_jobs, int) and n_jobs > 0)):
+        raise UserError(f"hydra.launcher.n_jobs must be 1 or more, or null, not {n_jobs}")
+    if launcher.endswith(".SlurmLauncher") and not shutil.which("srun"):
+        raise UserError("there is no Slurm here: srun is not found; hydra/launcher=processes runs jobs on this machine")
+    direction = str(node.sweeper.get("direction", "maximize")).removeprefix("Direction.")
+    if direction != "maximize":
+        raise UserError("a score is maximised: choose hydra/sweeper=search, or add hydra.sweeper.direction=maximize")
+
+
+def _refuse_twins(plans: list, grid: Grid) -> None:
+    twice = [name for name, count in Counter(p.identity for p in plans).items() if count > 1]
+    if twice:
+        names = [grid.name(p.overrides) for p in plans if p.identity == twice[0]]
+        raise UserError(
+            f"{' and '.join(names[:2])} are one run, in one folder: what is swept does not change the weights it would "
+            "train step by step (as epochs, probes and logging do not); sweep=lengths judges one run at several lengths"
+        )
+
+
+def is_done(folder: Path, config: dict) -> bool:
+    """Whether the run in `folder` was trained as far, and judged, as `config` asks for."""
+    damaged = (OSError, KeyError, AttributeError, TypeError, ValueError)
+    with contextlib.suppress(UserError, *damaged):  # then it is run again, and says why
+        said = status.read(folder)
+        judged = (folder / "results.json").exists() or not config["probe"]
+        if config["resume"] == "never" or said is None or said["state"] != "done" or not judged:
+            return False
+        asked = [
+            (c["epochs"], c["probe"], c["features"], c["trainer"]["max_steps"]) for c in (read_config(folder), config)
+        ]
+        return asked[0] == asked[1]
+    return False

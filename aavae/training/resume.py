@@ -1,0 +1,75 @@
+"""What of a trainer goes into a checkpoint, and back: everything that cannot be derived from (seed, step)."""
+
+import torch
+
+from aavae.errors import Damaged, UserError, first_line
+from aavae.runtime.words import count
+from aavae.weights import checkpoint, schema
+from aavae.weights.optimizer_state import restore as restore_optimizer
+
+
+def state_of(trainer) -> dict:
+    """The state of a trainer, as data."""
+    return {
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict() | {"name": type(trainer.optimizer).__name__},
+        "scaler": trainer.scaler.state_dict(),
+        "learners": {guest.name: guest.probe.state() for guest in trainer.learners},
+        "step": trainer.step,
+        "steps_per_epoch": trainer.loader.steps_per_epoch,
+        "epochs": trainer.epochs,
+        "closed": trainer.closed,
+        "score": trainer.score,
+        "dataset": trainer.dataset.name,
+        "mean": list(trainer.dataset.mean),
+        "std": list(trainer.dataset.std),
+        "loggers": trainer.logger.state(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def restore(trainer, state: dict, origin: str) -> None:
+    """Continue from a checkpoint. Raises UserError if it does not fit, or cannot be trained to `epochs`; Damaged where
+    another checkpoint of the same run may do."""
+    if "optimizer" not in state:
+        raise UserError(f"{origin} holds a model to judge; what continuing its training would need is not in it")
+    schema.check(state, {}, origin, schema.CONTINUED)
+    if state["steps_per_epoch"] != trainer.loader.steps_per_epoch:
+        raise UserError(
+            f"{origin} was trained with {count(state['steps_per_epoch'], 'step')} per epoch, this run has "
+            f"{trainer.loader.steps_per_epoch}: keep dataset and batch_size, or use resume=never"
+        )
+    if state["step"] > trainer.total_steps:
+        raise UserError(
+            f"{origin} stands at step {state['step']:,} already, past the {trainer.total_steps:,} of this run; "
+            "ask for more epochs (or trainer.max_steps), or use resume=never"
+        )
+    if state["step"] and state["epochs"] != trainer.epochs and not trainer.schedule.extendable:
+        raise UserError(
+            f"{origin} was trained towards epochs={state['epochs']} with a {trainer.schedule.shape} schedule, which "
+            f"would have been another with epochs={trainer.epochs}; only schedule=constant can be extended"
+        )
+    checkpoint.fit_state(trainer.model, state["model"], origin)
+    try:
+        _restore_optimizer(trainer.optimizer, state["optimizer"], origin)
+        if trainer.scaler.is_enabled() and state["scaler"]:
+            trainer.scaler.load_state_dict(state["scaler"])
+        for guest in trainer.learners:  # one that was not there before begins now, and says of how many steps
+            if guest.name in state.get("learners", {}):
+                guest.probe.restore(state["learners"][guest.name], trainer.device)
+    except Damaged as error:
+        raise Damaged(origin, error.reason) from error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise Damaged(origin, f"is malformed: its optimizer or scaler cannot be restored ({what})") from error
+    trainer.step, trainer.closed, trainer.score = state["step"], state["closed"], state["score"]
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict, origin: str) -> None:
+    sizes = [[len(g["params"]) for g in groups] for groups in (saved["param_groups"], optimizer.param_groups)]
+    if saved["name"] != type(optimizer).__name__ or sizes[0] != sizes[1]:
+        raise UserError(
+            f"{origin} holds the state of {saved['name']} over {sizes[0]} parameters, which does not fit "
+            f"{type(optimizer).__name__} over {sizes[1]}; keep the optimizer, or use resume=never"
+        )
+    restore_optimizer(optimizer, saved)

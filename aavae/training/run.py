@@ -1,0 +1,332 @@
+"""One run in its folder: resume, banner, training, final evaluation, and the files that say what happened."""
+
+import contextlib
+import signal
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from aavae.datasets import same_images
+from aavae.errors import Damaged, UserError
+from aavae.loggers import Beginning, Loggers
+from aavae.loggers.screen import Reporter, duration, results_tables, shown
+from aavae.probes.guests import Evaluation, Results
+from aavae.runs import status
+from aavae.runs.identity import identity_config
+from aavae.runs.provenance import PROVENANCE, note, provenance
+from aavae.runs.results import RESULTS, read_results, record
+from aavae.runtime import files, threads
+from aavae.runtime.device import device_name, has_bf16_units
+from aavae.runtime.signals import Signals, listening
+from aavae.runtime.words import count, epochs
+from aavae.training import resume as restart
+from aavae.training.trainer import Trainer
+from aavae.weights import checkpoint, encoder_file, schema
+
+
+class Run:
+    """A run of `trainer` in `folder`, judged by its guests and told to `logger`.
+
+    `config` is the plain, resolved config, which goes into every checkpoint, and `config_yaml` its text; `command` is
+    what the user types to continue, `typed` what was typed; `name` and `group` (the sweep) are for dashboards.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        logger: Loggers,
+        folder: Path,
+        *,
+        config: dict,
+        config_yaml: str,
+        resume: str,
+        command: str,
+        typed: str,
+        name: str,
+        group: str | None,
+    ):
+        self.trainer, self.folder = trainer, folder
+        self.logger = logger if trainer.processes.leads else Loggers({})
+        self.config, self.config_yaml, self.resume = config, config_yaml, resume
+        self.command, self.typed = command, typed
+        self.name, self.group = name, group
+        self._probes_before: dict | None = None  # of the checkpoint
+        self._stage = "training"
+        self.reporter = Reporter(quiet=not trainer.processes.leads)
+        self.facts = {
+            "config": self.config,
+            "architecture": trainer.model.architecture,
+            "data": trainer.dataset.fingerprint(),
+            "version": version("aavae"),
+        }
+
+    def go(self) -> float | None:
+        """Train, evaluate, and return the score: the validation accuracy of h by the first probe that measures one; if
+        none does, the score of the last validation.
+
+        Raises UserError for a folder that cannot be continued, and Interrupted, after saving, for a signal.
+        """
+        leads = self.trainer.processes.leads
+        with files.only_one(self.folder) if leads else contextlib.nullcontext(), listening() as signals:
+            try:
+                remembered = self._resume()
+                if (records := self._finished()) is not None:
+                    self.reporter.say(f"{shown(self.folder)} is finished ({epochs(self.trainer.epoch)}); its results:")
+                    self.reporter.show(results_tables(records))
+                    return self.trainer.score
+                heart = status.Heart(self.folder, self._facts, self.trainer.step > 0, command=self.command)
+                # Before anything is written: a logger that cannot start leaves nothing behind.
+                origin = self._begin(remembered)
+                self._work(heart, origin, signals)
+            except KeyboardInterrupt as error:  # before the first step, or when all was done and loggers were closed
+                if leads and not getattr(error, "said", False) and (self.folder / status.STATUS).exists():
+                    status.write(self.folder, "interrupted", f"stopped by {_name(error)}", ended=status.now())
+                raise
+        return self.trainer.score
+
+    def _work(self, heart: status.Heart, origin: dict, signals: Signals) -> None:
+        leads, logger, failed = self.trainer.processes.leads, self.logger, True
+        try:
+            self._remove(RESULTS)  # of fewer epochs, or of other probes
+            self._write("config.yaml", self.config_yaml)
+            if leads:
+                note(self.folder, origin)
+            with heart.beating() if leads else contextlib.nullcontext():
+                self._banner()
+                self.trainer.fit(self.folder, logger, self.reporter, signals, self.facts)
+                if leads:
+                    self._evaluate()
+            signals.check()
+            self._say(heart, "done")
+            failed = False
+        except KeyboardInterrupt as error:
+            self._say(heart, "interrupted", f"stopped by {_name(error)}")
+            self.reporter.say(f"stopped at step {self.trainer.step:,}; continue with\n  {self.command}")
+            error.said = True
+            raise
+        except BaseException as error:
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            self._say(heart, "failed", f"{kind}{error}")
+            raise
+        finally:
+            logger.close(failed)
+
+    # ---- Beginning ------------------------------------------------------------------------------------------------
+
+    def _resume(self) -> dict:
+        """Put the trainer where `resume` says; returns what the loggers remembered."""
+        how = self.resume
+        self._remove(".*.tmp")  # of a process that was killed while it wrote
+        if how == "never":
+            self._remove(checkpoint.LAST, checkpoint.PREVIOUS, "epoch_*.pt", RESULTS, PROVENANCE)
+            return {}
+        if how == "auto":
+            return self._continue()
+        source = Path(how)
+        if source.is_dir():
+            if (found := checkpoint.find(source, schema.JUDGED, self._restore)) is None:
+                raise UserError(f"there is no checkpoint in {how}")
+            if found.note:
+                self.reporter.say(found.note)
+        else:
+            self._restore(checkpoint.load(source, schema.JUDGED), source)
+        own = list(self.folder.glob("*.pt"))
+        if source.absolute() not in (self.folder, *own) and own:
+            raise UserError(f"{self.folder} holds a run already; name another hydra.run.dir= for resume={how}")
+        return {}
+
+    def _continue(self) -> dict:
+        """Go on from the newest good checkpoint in the run's own folder; returns what the loggers remembered."""
+        if strange := [p for p in (self.folder / checkpoint.LAST, *self.folder.glob("*.pt")) if p.is_dir()]:
+            raise UserError(f"{strange[0]} is a folder, where a checkpoint is to be written; move it away")
+
+        def restore(state: dict, path: Path) -> None:
+            self._refuse_another_run(state)
+            self._restore(state, path)
+
+        try:
+            found = checkpoint.find(self.folder, schema.JUDGED, restore)
+        except Damaged as error:
+            raise UserError(f"{error}; resume=never starts the run afresh") from error
+        if found is None:
+            self._refuse_a_lost_checkpoint()
+            return {}
+        self.trainer.saved = self.trainer.step
+        if found.note:
+            self.reporter.say(found.note)
+            if self.trainer.processes.leads:  # or the next one written would make the damaged one the previous
+                files.also_as(found.path, checkpoint.LAST)
+        return found.state["loggers"]
+
+    def _restore(self, state: dict, path: Path) -> None:
+        restart.restore(self.trainer, state, str(path))
+        self._take_threads(state.get("threads"))
+        self._probes_before = state["config"].get("probe")
+
+    def _take_threads(self, before: int | None) -> None:
+        # Sums have the same bits only with as many threads.
+        here, cores = torch.get_num_threads(), len(threads.cores())
+        if self.trainer.device.type != "cpu" or before in (None, here):
+            return
+        if threads.chosen() or before > cores:
+            self.reporter.say(f"threads     {here}, {before} before: last digits can differ from an unbroken run's")
+        else:
+            torch.set_num_threads(before)
+            self.reporter.say(f"threads     {before}, as before, so that all numbers are those of an unbroken run")
+
+    def _begin(self, remembered: dict) -> dict:
+        """Start the loggers; returns the session's provenance."""
+        t, seed = self.trainer, self.config["seed"]
+        origin = {"step": t.step, "precision": t.precision.name}
+        if t.processes.leads:
+            origin |= provenance(t.device, self.typed, seed, self.facts["data"], t.processes.world)
+        self.logger.start(
+            Beginning(
+                self.folder,
+                step=t.step,
+                config=self.config,
+                name=self.name,
+                group=self.group,
+                remembered=remembered,
+                provenance=origin,
+            )
+        )
+        return origin
+
+    def _remove(self, *patterns: str) -> None:
+        for stale in (p for pattern in patterns for p in self.folder.glob(pattern)):
+            if self.trainer.processes.leads:
+                stale.unlink(missing_ok=True)
+
+    def _refuse_a_lost_checkpoint(self) -> None:
+        # A run that was stopped before its first checkpoint starts afresh; one that had a checkpoint does not.
+        before = None
+        with contextlib.suppress(UserError):
+            before = status.read(self.folder)
+        if (saved := (before or {}).get("saved")) is not None:
+            raise UserError(
+                f"{self.folder} had a checkpoint of step {saved:,}, which is gone; put {checkpoint.LAST} back, "
+                "or start the run afresh with resume=never"
+            )
+
+    def _refuse_another_run(self, state: dict) -> None:
+        before, now = identity_config(state["config"]), identity_config(self.config)
+        changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
+        ways_out = "name another hydra.run.dir=, or start it afresh with resume=never"
+        if changed:
+            listed = ", ".join(f"{k}={before.get(k)} (now {now.get(k)})" for k in changed[:4])
+            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+            raise UserError(f"{self.folder} holds another run: {listed}{more}; {ways_out}")
+        if state["step"] and not same_images(state["data"], self.facts["data"]):
+            raise UserError(
+                f"{self.folder} holds a run on other images than those given now, of which "
+                f"{len(self.trainer.loader.split):,} are for pretraining; put back what was removed or changed, or "
+                f"{ways_out}"
+            )
+
+    def _finished(self) -> list[dict] | None:
+        """The results of a run that has nothing left to do: trained to the end, and judged by the probes asked for."""
+        if not self.trainer.step >= self.trainer.total_steps or not self.trainer.closed:
+            return None
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, UserError):  # then it is evaluated again
+            records = read_results(self.folder)
+            # Results are written as they come; only a run that is done has all of them.
+            done = status.read(self.folder)["state"] == "done"
+            encoder_file.read(self.folder / encoder_file.ENCODER)
+            same_epoch = {r["epoch"] for r in records} == {self.trainer.epoch}
+            if done and same_epoch and self._probes_before == self.config["probe"]:
+                return records
+        return None
+
+    def _banner(self) -> None:
+        t, cfg = self.trainer, self.config
+        images, parameters = count(len(t.loader.split), "image"), sum(p.numel() for p in t.model.parameters())
+        encoder = sum(p.numel() for p in t.model.encoder.parameters())
+        several = f", {t.processes.world} processes" if t.processes.world > 1 else ""
+        say = self.reporter.say
+        say(f"method      {cfg['method']}, seed {cfg['seed']}")
+        say(f"dataset     {t.dataset.name}: {images} for pretraining, {t.dataset.image_size}²")
+        say(f"model       {count(parameters, 'parameter')} ({encoder:,} in the encoder), latent {cfg['latent_dim']}")
+        hint = ""
+        if t.precision.dtype is None and has_bf16_units(t.device):
+            hint = " (precision=bf16 is faster on this CPU)"
+        say(f"device      {device_name(t.device)}{several}, {t.precision.name}{hint}")
+        if busy := threads.settle().busy:
+            say(f"            {busy}")
+        epochs_of = f"{count(cfg['epochs'], 'epoch')} of {t.loader.steps_per_epoch:,}"
+        start = f", from step {t.step:,}" if t.step else ""
+        say(f"training    {count(t.total_steps, 'step')}: {epochs_of}{start}")
+        say(f"folder      {shown(self.folder)}")
+
+    # ---- End ------------------------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> None:
+        self._stage = "evaluating"
+        t, began = self.trainer, time.monotonic()
+        representations = t.inspector.representations(lambda: t.untrained_encoder, self.reporter.track)
+        self._save_encoder(representations.encoder)
+        results = Results(self.folder, self.logger, t.step, t.epoch)
+        evaluation = Evaluation(t.guests, representations, t.model, t.dataset, self.reporter, t.epoch)
+        evaluation.run(results.add)
+        if not t.dataset.labelled:
+            loss, n = t.inspector.validation_loss(), len(t.dataset["pretrain_val"])
+            how = f"the loss of training, fixed views, {t.inspector.validator.samples} latent samples an image"
+            found = record("validation", "x_hat", "pretrain_val", loss, n, how, "loss")
+            results.add([found | {"epoch": t.epoch}])
+        t.inspector.draw_reconstructions(self.folder / "reconstructions.png", t.epoch)
+        self.logger.picture("reconstructions", self.folder / "reconstructions.png", t.step)
+        self.logger.results(results.records)
+        t.score = t.score if evaluation.score is None else evaluation.score
+        if t.score is not None:
+            self.logger.log({"score": t.score}, t.step, t.epoch)
+        self.reporter.show(results_tables(results.records))
+        self.reporter.say(f"evaluated in {duration(time.monotonic() - began)}; all in {shown(self.folder)}")
+
+    def _save_encoder(self, encoder: nn.Module) -> None:
+        t = self.trainer
+        recalibrated = t.clean_pass == "off"
+        facts = {
+            "architecture": t.model.architecture["encoder"],
+            "output_dim": t.model.encoder.output_dim,
+            "mean": list(t.dataset.mean),
+            "std": list(t.dataset.std),
+            "image_size": t.dataset.image_size,
+            "batchnorm_statistics": "recalibrated on clean training images" if recalibrated else "running, of training",
+            "method": self.config["method"],
+            "dataset": t.dataset.name,
+            "data": self.facts["data"],
+            "epochs": t.epoch,
+            "seed": self.config["seed"],
+            "aavae_version": version("aavae"),
+        }
+        encoder_file.save(self.folder / encoder_file.ENCODER, encoder, facts)
+
+    # ---- Files ----------------------------------------------------------------------------------------------------
+
+    def _write(self, name: str, text: str) -> None:
+        if self.trainer.processes.leads:
+            files.write(self.folder / name, text)
+
+    def _facts(self) -> dict:
+        t, r = self.trainer, self.reporter
+        return {
+            "stage": self._stage,
+            "step": t.step,
+            "epoch": t.epoch,
+            "epochs": t.epochs,
+            "score": t.score,
+            "saved": t.saved,
+            "images_per_second": r.speed,
+            "seconds_left": r.left,
+        }
+
+    def _say(self, heart: status.Heart, state: str, reason: str | None = None) -> None:
+        if self.trainer.processes.leads:
+            heart.say(state, reason)
+
+
+def _name(error: KeyboardInterrupt) -> str:
+    return signal.Signals(getattr(error, "signum", signal.SIGINT)).name

@@ -1,0 +1,202 @@
+"""Checkpoints are data: written atomically, loaded without executing anything, built into models without Hydra."""
+
+import contextlib
+import itertools
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from aavae.errors import Damaged, UserError, first_line
+from aavae.models.assemble import assemble
+from aavae.models.autoencoder import AutoEncoder
+from aavae.runtime import files
+from aavae.runtime.targets import ARCHITECTURES, builder
+from aavae.weights import schema
+
+LAST, PREVIOUS = "last.pt", "previous.pt"
+FORMAT = 1
+
+
+# ---- Files --------------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, state: dict) -> None:
+    """Save a checkpoint atomically; the `last.pt` before it is kept as `previous.pt`.
+
+    Raises UserError where it cannot be written; what was there before then still is.
+    """
+    if path.name == LAST and path.exists():
+        files.also_as(path, PREVIOUS)  # so that there is a last.pt at every moment
+    chosen = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)  # what is read is verified by it
+    try:
+        with files.whole(path) as handle:
+            torch.save(state | {"format": FORMAT}, handle)
+    finally:
+        torch.serialization.set_crc32_options(chosen)
+
+
+def load(path: Path, needed: Sequence[str] = ()) -> dict:
+    """Read a checkpoint to the CPU, every byte verified by its checksum and every key by the rules of `schema`.
+
+    Raises Damaged if it is missing, damaged, malformed, without the keys `needed`, or not one of ours.
+    """
+    if not path.is_file():
+        raise Damaged(path, "is not a file") if path.exists() else Damaged("there is no checkpoint", str(path))
+    try:
+        with open(path, "rb") as handle, warnings.catch_warnings(action="ignore"):  # of pickles that it then refuses
+            _verify(handle)
+            state = torch.load(handle, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in the zip reader, the unpickler or the storage
+        raise Damaged(
+            f"the checkpoint {path}", "cannot be read: it is truncated, damaged or not a checkpoint"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise Damaged(path, "is not a checkpoint of this version of aavae")
+    schema.check(state, schema.CHECKPOINT, path, needed)
+    return state
+
+
+def _verify(handle: IO[bytes]) -> None:
+    """Raise zipfile.BadZipFile unless each member's bytes are those it was written with; `torch.load` never looks."""
+    with zipfile.ZipFile(handle) as archive:
+        members = archive.infolist()
+        if len({member.filename for member in members}) < len(members):
+            raise zipfile.BadZipFile("two members of one name")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # which torch never writes
+            raise zipfile.BadZipFile("a compressed member")
+        if archive.testzip() is not None:
+            raise zipfile.BadZipFile("a wrong checksum")
+    handle.seek(0)
+
+
+class Found(NamedTuple):
+    """A checkpoint of a run folder, its file, and what `find` was to make of it.
+
+    `note` is what to tell the user if it is not the last one written.
+    """
+
+    state: dict
+    path: Path
+    made: Any
+    note: str | None
+
+
+def find(folder: Path, needed: Sequence[str] = (), use: Callable[[dict, Path], Any] = lambda *_: None) -> Found | None:
+    """The newest good checkpoint of a run folder, with what `use` makes of it; None if there is no checkpoint.
+
+    One that is damaged, malformed, or for which `use` raises Damaged is passed over. Raises Damaged if there are
+    checkpoints and none is good.
+    """
+    faults: dict[str, str] = {}
+    for path, state in _newest_first(folder, needed, faults):
+        try:
+            made = use(state, path)
+        except Damaged as error:
+            faults[path.name] = error.reason
+            continue
+        note = None
+        if path.name != LAST:
+            why = faults.get(LAST, "is missing")
+            note = f"{LAST} {why}; {path.name} (step {state['step']:,}) is used instead"
+        return Found(state, path, made, note)
+    if faults:
+        first, reason = next(iter(faults.items()))
+        raise Damaged(f"no checkpoint in {folder} can be used ({', '.join(faults)}):", f"{first} {reason}")
+    return None
+
+
+def _newest_first(folder: Path, needed: Sequence[str], faults: dict[str, str]) -> Iterator[tuple[Path, dict]]:
+    """The checkpoints that can be loaded, as few as are asked for; `faults` says what is wrong with the others."""
+
+    def epoch_of(path: Path) -> int:
+        number = path.stem.removeprefix("epoch_")
+        return int(number) if number.isdecimal() else -1
+
+    def loaded(path: Path) -> dict | None:
+        try:
+            return load(path, (*needed, "step")) if path.exists() else None
+        except Damaged as error:
+            faults[path.name] = error.reason
+
+    if last := loaded(folder / LAST):
+        yield folder / LAST, last
+    previous = loaded(folder / PREVIOUS)
+    for path in sorted(folder.glob("epoch_*.pt"), key=epoch_of, reverse=True):
+        if kept := loaded(path):  # which may be newer than previous.pt
+            if previous and previous["step"] >= kept["step"]:
+                yield folder / PREVIOUS, previous
+                previous = None
+            yield path, kept
+    if previous:
+        yield folder / PREVIOUS, previous
+
+
+def fit_state(module: nn.Module, state: dict, what: object) -> None:
+    """Load a state dict strictly. Raises Damaged naming the first keys, shapes and dtypes that do not fit."""
+    _refuse_misfits(module, state, what)
+    module.load_state_dict(state)
+
+
+def _refuse_misfits(module: nn.Module, state: dict, what: object) -> None:
+    own = module.state_dict()
+    wrong = [f"missing {k}" for k in own if k not in state] + [f"unknown {k}" for k in state if k not in own]
+    for name in ("shape", "dtype"):
+        facts = {k: [_plain(getattr(t, name)) for t in (state[k], own[k])] for k in own if k in state}
+        wrong += [f"{k} is {has}, not {should}" for k, (has, should) in facts.items() if has != should]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise Damaged(what, f"does not fit this model: {'; '.join(wrong[:3])}{more}")
+
+
+def _plain(fact: torch.Size | torch.dtype) -> str:
+    return str(tuple(fact)) if isinstance(fact, torch.Size) else str(fact).removeprefix("torch.")
+
+
+def fitted(describe: Callable[[], nn.Module], weights: dict[str, Tensor], path: Path) -> nn.Module:
+    """The module that `describe` builds, with `weights`; built on the meta device first, where sizes cost no memory.
+
+    Raises Damaged, naming `path`, where nothing can be built or the weights do not fit.
+    """
+    try:
+        with torch.device("meta"), _at_most(2 * len(weights) + 1000):
+            module = describe()
+        _refuse_misfits(module, weights, path)
+    except Damaged:
+        raise
+    except Exception as error:  # what a file says may do anything to a builder
+        if "meta" not in str(error).lower():  # an encoder of one's own may read numbers while it is built
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            raise Damaged(path, f"describes what cannot be built ({kind}{first_line(error)})") from error
+    module = describe()
+    fit_state(module, weights, path)
+    return module
+
+
+@contextlib.contextmanager
+def _at_most(parameters: int) -> Iterator[None]:
+    """Refuse to register more parameters than that: a description may ask for a billion layers."""
+    count = itertools.count(1)
+
+    def counted(*_) -> None:
+        if next(count) > parameters:
+            raise ValueError("it has many more layers than the file has weights")
+
+    handle = nn.modules.module.register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def model_of(state: dict, path: Path, allowed: tuple[str, ...] = ARCHITECTURES) -> AutoEncoder:
+    """The model of the checkpoint `state`, read from `path`. Raises UserError if it does not describe one."""
+    schema.check(state, {}, path, schema.MODEL)
+    for part in ("encoder", "decoder"):  # what is not to be trusted is no damage
+        builder(state["architecture"].get(part), allowed)
+    return fitted(lambda: assemble(state["architecture"], allowed), state["model"], path)
