@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-import lightning
+import lightning_files
 import pytest
 import timm
 import torch
@@ -79,7 +79,7 @@ def model_of(dataset, encoder):
 def released(path, dataset="cifar10", encoder="resnet_tiny", parameters=None):
     """Write a Lightning checkpoint; returns the model in it."""
     model = model_of(dataset, encoder)
-    lightning.write(path, model.state_dict(), parameters, finetuner=True)
+    lightning_files.write(path, model.state_dict(), parameters, finetuner=True)
     return model
 
 

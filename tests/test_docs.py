@@ -9,7 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-import lightning
+import lightning_files
 import numpy as np
 import pytest
 import torch
@@ -80,11 +80,11 @@ def desk(demo, tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).resize((32, 32)).save(path)
     for name, encoder, parameters in (
-        ("aavae_cifar10.ckpt", ["dataset=cifar10", "encoder=resnet_tiny"], lightning.CIFAR),
-        ("theirs.ckpt", ["dataset=imagenet", "encoder=resnet18"], lightning.NO_PARAMETERS),
+        ("aavae_cifar10.ckpt", ["dataset=cifar10", "encoder=resnet_tiny"], lightning_files.CIFAR),
+        ("theirs.ckpt", ["dataset=imagenet", "encoder=resnet18"], lightning_files.NO_PARAMETERS),
     ):
         model = build.model(build.compose([*encoder, "dataset.path=cifar", "decoder=resnet_tiny"]))
-        lightning.write(tmp_path / name, model.state_dict(), parameters)
+        lightning_files.write(tmp_path / name, model.state_dict(), parameters)
     return tmp_path
 
 

@@ -20,7 +20,7 @@ def results(f="run"):
 
 
 def test_z_of_two_splits_has_noise_of_its_own():
-    from test_representations import Cropped, autoencoder, representing, shown
+    from frozen import Cropped, autoencoder, representing, shown
 
     model, _ = autoencoder()
     data = Cropped()

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_report import BOMB
+from bombs import BOMB
 
 from aavae import build
 from aavae.build import quoted

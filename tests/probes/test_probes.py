@@ -275,7 +275,7 @@ def test_probes_leave_the_model_as_it_was(clean_pass):
 
 def rare(tmp_path):
     """Two classes, of which one has two images for training."""
-    from test_datasets import classes, save
+    from image_files import classes, save
 
     save(tmp_path / "photos", classes("train/", 20, ["cat"]) + classes("train/", 3, ["dog"]) + classes("test/", 2))
     return ("dataset=image_folder", "dataset.path=photos", "dataset.image_size=16", "hydra.run.dir=run")

@@ -14,7 +14,7 @@ import warnings
 import zipfile
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 
-import lightning
+import lightning_files
 import numpy as np
 import pytest
 import torch
@@ -95,13 +95,13 @@ def test_kinds_of_numbers_no_model_of_ours_has_are_refused(tmp_path, dtype):
 
 @pytest.mark.parametrize("kind", ["AttributeDict", "Namespace", "dict"])
 def test_hyper_parameters_can_be_read_whatever_holds_them(tmp_path, kind):
-    read = unpickle.read(lightning.write(tmp_path / "a.ckpt", {"w": GRID}, kind=kind))
-    assert unpickle.contents(read["hyper_parameters"]) == lightning.CIFAR
+    read = unpickle.read(lightning_files.write(tmp_path / "a.ckpt", {"w": GRID}, kind=kind))
+    assert unpickle.contents(read["hyper_parameters"]) == lightning_files.CIFAR
     assert torch.equal(read["state_dict"]["w"], GRID) and read["global_step"] == 70_000
 
 
 def test_callbacks_keyed_by_classes_are_kept_apart(tmp_path):
-    callbacks = unpickle.read(lightning.write(tmp_path / "a.ckpt", {}))["callbacks"]
+    callbacks = unpickle.read(lightning_files.write(tmp_path / "a.ckpt", {}))["callbacks"]
     torch.save({datetime.date: 1, datetime.time: 2}, tmp_path / "of one module.pt")
     assert list(unpickle.read(tmp_path / "of one module.pt").values()) == [1, 2]
     names = {f"{key.__module__}.{key.__qualname__}": value for key, value in callbacks.items()}
@@ -110,7 +110,7 @@ def test_callbacks_keyed_by_classes_are_kept_apart(tmp_path):
 
 
 def test_nothing_a_file_names_is_imported(tmp_path, monkeypatch):
-    lightning.write(tmp_path / "a.ckpt", {})
+    lightning_files.write(tmp_path / "a.ckpt", {})
     for package in ("pytorch_lightning", "src"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
@@ -344,7 +344,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("read", [unpickle.read, aavae.load_model])
 def test_a_damaged_file_gets_one_sentence(tmp_path, damage, read):
-    lightning.write(tmp_path / "x.ckpt", {"w": GRID})
+    lightning_files.write(tmp_path / "x.ckpt", {"w": GRID})
     DAMAGE[damage](tmp_path / "x.ckpt")
     if (damage, read) != ("TorchScript", unpickle.read):  # which is a module, inert
         assert "cannot be read" in refused(tmp_path / "x.ckpt", read)

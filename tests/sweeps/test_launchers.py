@@ -22,7 +22,7 @@ from aavae.sweeps import search
 from aavae.sweeps.sweep import Multirun
 from aavae.train import Train
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ("trainer=debug", "trainer.max_steps=1", "probe=knn", "features=[h]", "sweep.name=s")
 # A dataset that kills the job it is read in, but not the process that checks all jobs beforehand.
 MORTAL = """

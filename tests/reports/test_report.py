@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from bombs import BOMB
 from conftest import command
 from omegaconf import OmegaConf
 
@@ -289,8 +290,6 @@ def test_failed_jobs_are_named_with_their_reason_and_their_log(tmp_path, report)
         assert [row["reason"] for row in csv.DictReader(handle)][1] == reason.replace("\ud800", "?")
 
 
-# Eight lines that stand for 10⁸ values, and what is nested too deep to be read.
-BOMB = "a0: &a0 [0]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
 DEEP = "a: " + "[" * 20_000 + "]" * 20_000
 DAMAGES = {
     "status.json": ["", "[]", '{"state": "lost"}', '{"state": "running"}', '{"state": "running", "updated": 3}'],

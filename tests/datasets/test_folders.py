@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import FORKS, classes, picture, read, rows, save, zipped
 from PIL import Image, ImageOps
 from sklearn.model_selection import StratifiedShuffleSplit
-from test_datasets import FORKS, classes, picture, read, rows, save, zipped
 
 from aavae.datasets import Split, checked, decode, downloads, layout, seeded_split, store, stratified_split
 from aavae.datasets.folder import ImageFolder, ImageNet

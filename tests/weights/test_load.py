@@ -1,6 +1,6 @@
 """What a checkpoint leaves open is asked for, and what only the user says of it is marked as such."""
 
-import lightning
+import lightning_files
 import pytest
 import torch
 
@@ -14,20 +14,22 @@ from aavae.weights.load import load_trained
 def silent(tmp_path):
     """A checkpoint of the released code that does not say whether it is STL-10's or ImageNet's."""
     model = build.model(build.compose(["dataset=stl10", "encoder=resnet_tiny", "decoder=resnet_tiny"]))
-    return lightning.write(tmp_path / "silent.ckpt", model.state_dict(), lightning.NO_PARAMETERS)
+    return lightning_files.write(tmp_path / "silent.ckpt", model.state_dict(), lightning_files.NO_PARAMETERS)
 
 
 def test_what_only_the_user_says_is_noted(silent, tmp_path):
     assert load_trained(silent, dataset="stl10").note == "it does not say that it was trained on stl10; you do"
     assert load_trained(silent, dataset="stl10").dataset == "stl10"
     weights = dict(unpickle.read(silent)["state_dict"])
-    said = lightning.write(tmp_path / "said.ckpt", weights, {"dataset": "stl10"})
+    said = lightning_files.write(tmp_path / "said.ckpt", weights, {"dataset": "stl10"})
     assert load_trained(said).note is None
 
 
 def test_images_that_the_released_code_has_not_are_asked_for(tmp_path):
     model = build.model(build.compose(["dataset=cifar10", "encoder=resnet_tiny", "decoder=resnet_tiny"]))
-    path = lightning.write(tmp_path / "svhn.ckpt", model.state_dict(), lightning.CIFAR | {"dataset": "svhn"})
+    path = lightning_files.write(
+        tmp_path / "svhn.ckpt", model.state_dict(), lightning_files.CIFAR | {"dataset": "svhn"}
+    )
     with pytest.raises(UserError, match="was trained on 'svhn'; say by dataset= whose stem, mean and std it has"):
         load_model(path)
     assert load_model(path, dataset="cifar10").architecture["encoder"]["stem"] == "cifar"

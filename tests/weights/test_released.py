@@ -4,7 +4,7 @@ import functools
 import json
 import warnings
 
-import lightning
+import lightning_files
 import numpy as np
 import pytest
 import released_numbers
@@ -23,8 +23,11 @@ from aavae.runtime import targets
 from aavae.weights import checkpoint, encoder_file, released
 from aavae.weights.load import load_trained
 
-CIFAR, STL = lightning.CIFAR, lightning.CIFAR | {"dataset": "stl10", "input_height": 96, "first_conv3x3": False}
-SILENT = lightning.NO_PARAMETERS
+CIFAR, STL = (
+    lightning_files.CIFAR,
+    lightning_files.CIFAR | {"dataset": "stl10", "input_height": 96, "first_conv3x3": False},
+)
+SILENT = lightning_files.NO_PARAMETERS
 NAMES = ("cifar10", "stl10", "imagenet")
 
 
@@ -44,7 +47,7 @@ def lightnings(tmp_path):
     """Writes Lightning checkpoints of small models: `lightnings(dataset, parameters)` → path."""
 
     def write(dataset="cifar10", parameters=None, **kwargs):
-        return lightning.write(tmp_path / "released.ckpt", tiny(dataset).state_dict(), parameters, **kwargs)
+        return lightning_files.write(tmp_path / "released.ckpt", tiny(dataset).state_dict(), parameters, **kwargs)
 
     return write
 
@@ -68,7 +71,7 @@ def loaded(request, tmp_path_factory):
     said |= {"kl_coeff": c["beta"], "input_height": c["image_size"]}
     weights = released_numbers.filled_by_rule(numbers.state_dict, c["log_scale"], torch.float32)
     path = tmp_path_factory.mktemp("parity") / "released.ckpt"
-    lightning.write(path, weights, CIFAR | said, finetuner=True)
+    lightning_files.write(path, weights, CIFAR | said, finetuner=True)
     both = aavae.load_model(path), aavae.load_encoder(path)
     path.unlink()  # it is large
     return numbers, *both
@@ -109,7 +112,7 @@ def same(a, b, size=32):
 def test_the_model_comes_back_whatever_holds_its_hyper_parameters(tmp_path, kind, finetuner):
     model, path = tiny(), tmp_path / "a.ckpt"
     how = {"parameters": SILENT} if kind == "nothing" else {"kind": kind}
-    lightning.write(path, model.state_dict(), finetuner=finetuner, **how)
+    lightning_files.write(path, model.state_dict(), finetuner=finetuner, **how)
     assert same(aavae.load_model(path), model)
     assert torch.equal(aavae.load_encoder(str(path)).conv1.weight, model.encoder.conv1.weight)
 
@@ -121,7 +124,7 @@ def test_an_autoencoder_of_ae_py_comes_back(tmp_path):
         for k, v in model.state_dict().items()
     }
     assert sum("projection_head" in k for k in theirs) == 8
-    path = lightning.write(tmp_path / "ae.ckpt", theirs, CIFAR | {"denoising": False})
+    path = lightning_files.write(tmp_path / "ae.ckpt", theirs, CIFAR | {"denoising": False})
     loaded = aavae.load_model(path)
     assert not loaded.variational and loaded.log_scale is None and same(loaded, model)
     assert "ae on cifar10" in convert(path, tmp_path / "ae.pt", "checkpoint")
@@ -289,7 +292,7 @@ FOREIGN = {
 @pytest.mark.parametrize("name", FOREIGN)
 def test_what_is_no_model_of_the_released_code_is_said_to_be_none(tmp_path, name):
     change, words = FOREIGN[name]
-    path = lightning.write(tmp_path / "a.ckpt", change(tiny().state_dict()))
+    path = lightning_files.write(tmp_path / "a.ckpt", change(tiny().state_dict()))
     assert words in refused(aavae.load_model, path)
 
 
