@@ -14,6 +14,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (torch is large: this takes some minutes, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'lightly==1.6.0' # an oracle; its losses need torch alone
 	@rm -f $(VENV)/.aavae-* && touch $@
 
 setup: $(STAMP) ## build the environment, and no more

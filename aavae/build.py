@@ -4,6 +4,7 @@ Imports torch only when something is built, so that a config is composed and che
 """
 
 import contextlib
+import inspect
 from collections.abc import Container, Sequence
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +24,7 @@ __all__ = (
 MODEL_ARGUMENTS = ("log_scale", "learn_scale", "sample")  # of the loss group, but owned by the model
 # Of the trainer group, but for looking at the model, not for moving it.
 INSPECTOR_ARGUMENTS = ("validate_train", "val_samples", "recalibration_images", "knn_images")
+AUTOENCODER = "aavae.models.autoencoder.AutoEncoder"
 FOREIGN = ("",)  # a config, unlike a checkpoint, may name any module
 
 
@@ -60,8 +62,36 @@ def loss(cfg: DictConfig):
 def architecture(cfg: DictConfig, data=None) -> dict:
     """What `models.assemble` makes the model from: plain data, every `auto` answered."""
     data = data or dataset(cfg)
+    settings = OmegaConf.to_container(cfg.model, resolve=True)
+    kind, takes = _model_class(cfg)
     encoder = _ask(OmegaConf.to_container(cfg.encoder, resolve=True), data)
-    decoder = OmegaConf.to_container(cfg.decoder, resolve=True)
+    described = {"encoder": encoder}
+    for part in takes & {"decoder", "loss"}:
+        if not cfg[part].get("_target_"):
+            raise UserError(f"{kind.__name__} needs a {part}; {part}=none is for models without one")
+    if "decoder" in takes:
+        described["decoder"] = _decoder(OmegaConf.to_container(cfg.decoder, resolve=True), encoder, data)
+    offered = {"latent_dim": cfg.latent_dim}
+    if "loss" in takes:
+        objective = OmegaConf.to_container(cfg.loss, resolve=True)
+        offered |= {"variational": loss(cfg).variational}
+        offered |= {k: objective[k] for k in MODEL_ARGUMENTS if k in objective}
+    described |= {k: v for k, v in offered.items() if k in takes}
+    return ({} if settings["_target_"] == AUTOENCODER else {"_target_": settings["_target_"]}) | {
+        **described,
+        **{k: v for k, v in settings.items() if k != "_target_"},
+    }
+
+
+def _model_class(cfg: DictConfig) -> tuple[type, set[str]]:
+    """The class of the model, and the arguments that it takes."""
+    from aavae.models.assemble import model_class
+
+    kind = model_class(cfg.model.get("_target_"), FOREIGN)
+    return kind, set(inspect.signature(kind).parameters)
+
+
+def _decoder(decoder: dict, encoder: dict, data) -> dict:
     if decoder.get("stem") == "auto":  # the decoder mirrors the encoder it stands behind
         decoder["stem"] = encoder.get("stem", data.stem)
     decoder = _ask(decoder, data)
@@ -69,18 +99,11 @@ def architecture(cfg: DictConfig, data=None) -> dict:
         raise UserError(
             f"decoder.image_size={decoder['image_size']} is not the {data.image_size} of the dataset; leave it at auto"
         )
-    objective = OmegaConf.to_container(cfg.loss, resolve=True)
-    return {
-        "encoder": encoder,
-        "decoder": decoder,
-        "latent_dim": cfg.latent_dim,
-        "variational": loss(cfg).variational,
-        **{k: objective[k] for k in MODEL_ARGUMENTS if k in objective},
-    }
+    return decoder
 
 
 def model(cfg: DictConfig, data=None):
-    """The autoencoder, initialised from the run's seed. Raises UserError for sizes that do not fit together."""
+    """The model, initialised from the run's seed. Raises UserError for sizes that do not fit together."""
     import torch
 
     from aavae.models.assemble import assemble
@@ -88,7 +111,8 @@ def model(cfg: DictConfig, data=None):
 
     described = architecture(cfg, data)
     torch.manual_seed(seed_for(cfg.seed, "init"))
-    return assemble(described, FOREIGN)
+    parts = {"loss": loss(cfg)} if "loss" in _model_class(cfg)[1] else {}
+    return assemble(described, FOREIGN, **parts)
 
 
 def asked(overrides: Sequence[str]) -> frozenset[str] | None:
@@ -158,7 +182,7 @@ def trainer(
     elif device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # every step has the same shapes, which are worth a search for kernels
     device = torch.device("meta") if meta else device
-    objective, data = loss(cfg), data or dataset(cfg)
+    data = data or dataset(cfg)
     augment = augmentation(cfg, data)
     with device if meta else contextlib.nullcontext():
         net = net or model(cfg, data)
@@ -167,7 +191,6 @@ def trainer(
     looking = {name: loop.pop(name) for name in INSPECTOR_ARGUMENTS}
     inspector = Inspector(
         net,
-        objective,
         augment,
         data,
         seed=cfg.seed,
@@ -178,7 +201,6 @@ def trainer(
     )
     return Trainer(
         net,
-        objective,
         augment,
         data,
         inspector,

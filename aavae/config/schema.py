@@ -242,7 +242,8 @@ def _examples(node: dict) -> dict:
         if isinstance(value, dict):
             found[key] = {} if key == "kwargs" else _examples(value)
         elif isinstance(value, str) and value.startswith("${"):
-            found[key] = [_load(sources.SHIPPED / f"{primary}.yaml")[value[2:-1]] for primary in PRIMARY]
+            files = [_load(sources.SHIPPED / f"{primary}.yaml") for primary in PRIMARY]
+            found[key] = [of[value[2:-1]] for of in files if value[2:-1] in of]
         else:
             found[key] = [value]
     return found

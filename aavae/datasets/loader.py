@@ -1,6 +1,6 @@
 """Training batches whose order is a function of (seed, epoch), from memory or streamed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from aavae.datasets import Dataset, Split, to_float
 from aavae.errors import UserError
 from aavae.runtime.device import send
 from aavae.runtime.processes import Processes
-from aavae.runtime.randomness import generator_for
+from aavae.runtime.randomness import generator_for, generators_for
 from aavae.runtime.words import count
 
 
@@ -22,6 +22,11 @@ class Batch(NamedTuple):
     clean: Tensor  # (B, 3, H, W), the decoder's target
     source: Tensor  # (B, 3, H, W), the whole image, or the crop that workers made
     cropped: bool
+    others: tuple[Tensor, ...] = ()  # the crops of further views, where workers made them
+
+    def source_of(self, view: int) -> Tensor:
+        """What view number `view` starts from, `(B, 3, H, W)`."""
+        return self.others[view - 1] if view and self.others else self.source
 
 
 class Loader:
@@ -38,9 +43,10 @@ class Loader:
         seed: int,
         device: torch.device,
         processes: Processes | None = None,
+        n_views: int = 1,
     ):
         self.dataset, self.split, self.augmentation = dataset, dataset["pretrain"], augmentation
-        self.batch_size, self.seed, self.device = batch_size, seed, device
+        self.batch_size, self.seed, self.device, self.n_views = batch_size, seed, device, n_views
         if batch_size < 2:
             raise UserError(f"batch_size must be 2 or more (BatchNorm needs two images), not {batch_size}")
         if batch_size > len(self.split):
@@ -71,11 +77,14 @@ class Loader:
 
         def requests():
             for i, indices in enumerate(whole[first:], start=first):
-                draws = [None] * len(indices)
+                draws: Sequence = [()] * len(indices)
                 if crops:
-                    draws = crop_draws(len(indices), generator_for(self.seed, "crop", epoch * self.steps_per_epoch + i))
+                    step = epoch * self.steps_per_epoch + i
+                    generators = generators_for(self.n_views, self.seed, "crop", step)
+                    draws = torch.stack([crop_draws(len(indices), generator) for generator in generators], 1)
                 pairs = zip(indices[self.share].tolist(), draws[self.share], strict=True)
                 yield [(index, draw, scale, ratio) for index, draw in pairs]
 
-        for clean, source in self.split.stream(requests()):
-            yield Batch(to_float(send(clean, self.device)), to_float(send(source, self.device)), cropped=crops)
+        for images in self.split.stream(requests()):
+            clean, source, *others = (to_float(send(part, self.device)) for part in images)
+            yield Batch(clean, source, crops, tuple(others))

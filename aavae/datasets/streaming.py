@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from PIL import Image
@@ -77,22 +77,21 @@ class StreamedSplit:
         image = tvf.resize(image, self.resize, antialias=True)
         return tvf.pil_to_tensor(tvf.center_crop(image, [self.image_size, self.image_size]))
 
-    def pair(self, index: int, draws: Tensor | None, scale, ratio) -> tuple[Tensor, Tensor]:
-        """The clean image and its crop by `draws`, both uint8 `(3, H, W)`; without draws, twice the clean one."""
+    def crops(self, index: int, draws: Sequence[Tensor], scale, ratio) -> tuple[Tensor, ...]:
+        """The clean image and a crop for each of `draws`, uint8 `(3, H, W)`; without draws, twice the clean one."""
         image = self.store.open(self.names[index])
         clean = self.clean(image)
-        if draws is None:
+        if not len(draws):
             return clean, clean
-        box = [int(t) for t in crop_boxes(draws[None], image.height, image.width, scale, ratio)]
-        tvf = decode.torchvision_functional()
-        crop = tvf.resized_crop(image, *box, [self.image_size, self.image_size], antialias=True)
-        return clean, tvf.pil_to_tensor(crop)
+        tvf, size = decode.torchvision_functional(), [self.image_size, self.image_size]
+        boxes = [[int(t) for t in crop_boxes(draw[None], image.height, image.width, scale, ratio)] for draw in draws]
+        return clean, *(tvf.pil_to_tensor(tvf.resized_crop(image, *box, size, antialias=True)) for box in boxes)
 
-    def __getitem__(self, request) -> Tensor | tuple[Tensor, Tensor]:
+    def __getitem__(self, request) -> Tensor | tuple[Tensor, ...]:
         try:
             if isinstance(request, int):
                 return self.clean(self.store.open(self.names[request]))
-            return self.pair(*request)
+            return self.crops(*request)
         except BadImage as error:  # as a value: raised, it would arrive wrapped in a worker's traceback
             return UserError(f"{error.fact}; put a whole copy of it there, and the same command goes on")
 

@@ -1,21 +1,39 @@
 """A model from its plain description."""
 
 from aavae.errors import UserError
+from aavae.models import Model
 from aavae.models.autoencoder import AutoEncoder
-from aavae.runtime.targets import ARCHITECTURES, component
+from aavae.runtime.targets import ARCHITECTURES, builder, component
 
 
-def assemble(architecture: dict, allowed: tuple[str, ...] = ARCHITECTURES) -> AutoEncoder:
-    """The model that an `architecture` (plain dict: encoder, decoder, and the arguments of AutoEncoder) describes; it
-    keeps the description as its `architecture`. Raises UserError for a description from which nothing can be built."""
+def assemble(architecture: dict, allowed: tuple[str, ...] = ARCHITECTURES, **parts) -> Model:
+    """The model that an `architecture` describes: a plain dict with the class as `_target_` (by default AutoEncoder),
+    the encoder, a decoder where there is one, and the other arguments of the class, to which `parts` are added. It
+    keeps the description as its `architecture`.
+
+    Raises UserError for a description from which nothing can be built.
+    """
     arguments = dict(architecture)
+    kind = model_class(arguments.pop("_target_", None), allowed)
     if (latent_dim := arguments.get("latent_dim", 1)) < 1:
         raise UserError(f"latent_dim must be 1 or more, not {latent_dim}")
     try:
         encoder = component(arguments.pop("encoder"), allowed)
-        facts = {"latent_dim": arguments["latent_dim"], "hidden_dim": encoder.output_dim}
-        model = AutoEncoder(encoder, component(arguments.pop("decoder"), allowed, **facts), **arguments)
+        if "decoder" in arguments or kind is AutoEncoder:
+            facts = {"latent_dim": arguments["latent_dim"], "hidden_dim": encoder.output_dim}
+            arguments["decoder"] = component(arguments["decoder"], allowed, **facts)
+        model = kind(encoder, **arguments, **parts)
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"no model can be built from this description: {type(error).__name__} {error}") from error
     model.architecture = architecture
     return model
+
+
+def model_class(target: str | None, allowed: tuple[str, ...] = ARCHITECTURES) -> type[Model]:
+    """The subclass of `Model` that `target` names; without one, AutoEncoder. Raises UserError for anything else."""
+    if target is None:
+        return AutoEncoder
+    kind = builder({"_target_": target}, (*allowed, "aavae.models."))
+    if not isinstance(kind, type) or not issubclass(kind, Model):
+        raise UserError(f"{target} is no model: a subclass of aavae.models.Model is needed")
+    return kind

@@ -1,38 +1,16 @@
-"""The autoencoder: encoder → projection → (μ, log σ²) → z → decoder."""
+"""AE, VAE, AAAE, AAVAE: encoder → projection → (μ, log σ²) → z → decoder, and one step of learning."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from aavae.errors import UserError
+from aavae.models import Features, Model, diagnostics
+from aavae.models.output import Output, full
 
-STD_FLOOR = 1e-6  # added to every standard deviation, as in the released code (spec §1.4)
 SAMPLES = ("reparam", "mean")
-
-
-def full(t: Tensor) -> Tensor:
-    """Half-precision tensors in float32, others as they are: exponentials and sums are not for half precision."""
-    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
-
-
-class Output(NamedTuple):
-    """What the model makes of a batch of B images; K is the number of latent samples, where there are several."""
-
-    view: Tensor  # (B, C, H, W), the encoder's input
-    h: Tensor  # (B, output_dim), the representation that is evaluated
-    mu: Tensor  # (B, D)
-    log_var: Tensor | None  # (B, D), None for an autoencoder
-    noise: Tensor | None  # (B, D) or (K, B, D), standard normal
-    z: Tensor | None  # like noise
-    x_hat: Tensor | None  # (B, C, H, W) or (K, B, C, H, W), normalised units
-    log_scale: Tensor | None  # (1,), the log-width of the likelihood
-
-    @property
-    def sigma(self) -> Tensor:
-        """Standard deviation of q(z | view), `(B, D)`."""
-        return (self.log_var / 2).exp() + STD_FLOOR
 
 
 class Projection(nn.Module):
@@ -52,8 +30,10 @@ class Projection(nn.Module):
         return self.mu(hidden), self.logvar(hidden) if self.logvar is not None else None
 
 
-class AutoEncoder(nn.Module):
+class AutoEncoder(Model):
     """The (variational) autoencoder; it owns every learned number, the likelihood's `log_scale` too.
+
+    `loss` maps its output and the clean images to scalars, and is needed for learning only.
 
     `sample=mean` sets z = μ, the control without latent noise. Raises UserError for a latent dimension below 1, an
     unknown `sample`, or a `log_scale` that is not finite.
@@ -68,6 +48,7 @@ class AutoEncoder(nn.Module):
         log_scale: float = 0.0,
         learn_scale: bool = False,
         sample: str = "reparam",
+        loss: Callable[[Output, Tensor], dict[str, Tensor]] | None = None,
     ):
         super().__init__()
         if latent_dim < 1:
@@ -76,7 +57,8 @@ class AutoEncoder(nn.Module):
             raise UserError(f"loss.sample must be one of {', '.join(SAMPLES)}, not {sample!r}")
         if not math.isfinite(log_scale):
             raise UserError(f"loss.log_scale must be a finite number, not {log_scale}")
-        self.latent_dim, self.sample = latent_dim, sample
+        self.latent_dim, self.sample, self.loss = latent_dim, sample, loss
+        self.noise_dim = latent_dim if variational else 0
         if variational:
             self.log_scale = nn.Parameter(torch.tensor([float(log_scale)]), requires_grad=learn_scale)
         else:
@@ -84,6 +66,13 @@ class AutoEncoder(nn.Module):
         self.encoder = encoder
         self.projection = Projection(encoder.output_dim, latent_dim, variational)
         self.decoder = decoder
+
+    judged_by = "x_hat"
+
+    def learn(self, views: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Output, dict[str, Tensor]]:
+        """The paper's step (Eq. 3): the view goes in, the clean image is to come out."""
+        output = self(views[0], noise)  # encode the augmented view,
+        return output, self.loss(output, x)  # reconstruct the clean image
 
     @property
     def variational(self) -> bool:
@@ -119,3 +108,39 @@ class AutoEncoder(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Output:
         return self.decode(self.encode(x), noise)
+
+    # ---- Looking at it ----------------------------------------------------------------------------------------------
+
+    def about(self) -> str:
+        """The size of the latent."""
+        return f"latent {self.latent_dim}"
+
+    def clean(self, x: Tensor) -> Output:
+        """Encoder and projection, both of which have BatchNorm."""
+        return self.encode(x)
+
+    def features(self) -> dict[str, Features]:
+        """The latent mean, and a drawn latent where there is one."""
+
+        def drawn(x: Tensor, generator: torch.Generator) -> Tensor:
+            code = self.encode(x)
+            return code.mu + torch.randn(code.mu.shape, generator=generator).to(x.device) * code.sigma
+
+        mean = {"mu": lambda x, generator: self.encode(x).mu}
+        return mean | ({"z": drawn} if self.stochastic else {})
+
+    def measure(
+        self, output: Output, x: Tensor, clean: Output | None, std: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Latent statistics, densities where z is drawn, and the agreement with the codes of the clean images."""
+        return diagnostics.of_step(self, output, x, clean, std, generator)
+
+    def validate(
+        self, views: Tensor, x: Tensor, std: Tensor, samples: int, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses and densities over `samples` latent samples, and μ of the clean images."""
+        return diagnostics.of_held_out(self, views[0], x, std, samples, generator)
+
+    def picture(self, view: Tensor) -> dict[str, Tensor]:
+        """What the decoder makes of each view's μ."""
+        return {"reconstruction": self.decoder(self.encode(view).mu)}

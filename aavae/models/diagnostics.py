@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aavae.models.autoencoder import AutoEncoder, Output, full
+from aavae.models import Model
 from aavae.models.losses import NegativeELBO, bits_per_dim, kl_between, log_importance_weight
+from aavae.models.output import Output, full
 from aavae.runtime.device import send
 from aavae.runtime.randomness import uniform
 
 
 @torch.no_grad()
 def of_step(
-    model: AutoEncoder,
-    objective: NegativeELBO,
+    model: Model,
     output: Output,
     x: Tensor,
     clean: Output | None,
@@ -28,9 +28,34 @@ def of_step(
     if model.stochastic:
         noise = send(torch.randn(output.mu.shape, generator=generator), x.device)
         offset = dequantisation(x, std, generator)
-        weights, weights_8bit = log_weights(objective, output, x), log_weights(objective, *shifted(output, x, offset))
+        weights, weights_8bit = log_weights(model.loss, output, x), log_weights(model.loss, *shifted(output, x, offset))
         metrics |= density(weights[None], weights_8bit[None], x[0].numel(), std)
     return metrics | (agreement(clean, output, noise) if clean is not None else {})
+
+
+@torch.no_grad()
+def of_held_out(
+    model: Model, view: Tensor, x: Tensor, std: Tensor, samples: int, generator: torch.Generator
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Of a held-out batch: losses and densities over `samples` latent samples, the agreement of the codes of views and
+    clean images `x`, and μ `(B, D)` of those."""
+    noise = send(torch.randn(samples + 1, len(x), model.latent_dim, generator=generator), x.device)
+    offset = dequantisation(x, std, generator)
+    terms: list[dict[str, Tensor]] = []
+    weights, weights_8bit = [], []
+    clean, code = model.encode(x), model.encode(view)
+    # One sample at a time: K·B reconstructions at once would need K times the memory.
+    for sample_noise in noise[: samples if model.stochastic else 1]:
+        output = model.decode(code, sample_noise)
+        terms.append(model.loss(output, x))
+        if model.stochastic:
+            weights.append(log_weights(model.loss, output, x))
+            weights_8bit.append(log_weights(model.loss, *shifted(output, x, offset)))
+    metrics = {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
+    if weights:
+        metrics |= density(torch.stack(weights), torch.stack(weights_8bit), x[0].numel(), std)
+    metrics |= agreement(clean, output, noise[-1] if model.stochastic else None) | latent_statistics(code)
+    return metrics, clean.mu
 
 
 def log_weights(objective: NegativeELBO, output: Output, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aavae.errors import UserError
-from aavae.models.autoencoder import STD_FLOOR, Output, full
+from aavae.models.output import STD_FLOOR, Output, full
 
 LOG_2PI = math.log(2 * math.pi)
 

@@ -138,7 +138,7 @@ class Geometry:
         active = active_units(mu)
         measured = {"active_units": (active, "latents with a variance of μ above 0.01")}
         latents = {f"variance of μ: {active:.0f} of {mu.shape[1]} above 0.01": (mu.var(0, correction=0).cpu(), 0.01)}
-        if encode.model.variational:
+        if getattr(encode.model, "variational", False):
             kl, sigma = posterior(encode, split)
             measured |= {
                 "kl_mean": (kl.mean(), "KL(q(z|x) ‖ p(z)) per latent in nats, mean over images and latents"),

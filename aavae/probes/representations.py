@@ -9,18 +9,17 @@ from torch import Tensor, nn
 from aavae.augmentations.pipeline import Pipeline
 from aavae.datasets import Dataset, Split, sample, to_float
 from aavae.errors import UserError
-from aavae.models.autoencoder import AutoEncoder
+from aavae.models import Features, Model
 from aavae.models.batchnorm import recalibrated
 from aavae.runtime.device import Precision, full_float32, without_search
 from aavae.runtime.randomness import generator_for
 
-TRAINED = ("h", "mu", "z")  # the encoder's features, the latent mean, a drawn latent
-NAMES = (*TRAINED, "pixels", "h_untrained")  # and the baselines: the raw image, the encoder before training
+BASELINES = ("pixels", "h_untrained")  # the raw image, the encoder before training
+NAMES = ("h", "mu", "z", *BASELINES)  # h: the encoder's features; of an autoencoder, the latent mean and a drawn latent
 PIXEL_BYTES = 8 * 2**30  # a baseline of raw pixels that needs more memory is left out
 BATCH = 500
 LARGEST = 1500 * 32**2  # pixels of a batch for recalibration, which should hold all images where it can
 
-Features = Callable[[Tensor, torch.Generator], Tensor]
 Track = Callable[[Iterable, int, str], Iterator]
 
 
@@ -49,7 +48,7 @@ class Representation:
         batch_size: int = BATCH,
         *,
         encoder: nn.Module | None = None,
-        model: AutoEncoder | None = None,
+        model: Model | None = None,
         views: Pipeline | None = None,
     ):
         self.name, self.dataset, self.device, self.batch_size = name, dataset, device, batch_size
@@ -99,14 +98,14 @@ class Representation:
 class Representations:
     """The representations of one trained model, by name; those that cannot be had say why.
 
-    `trained` is the autoencoder, or an encoder alone; probes see a frozen copy, which `recalibrates` its BatchNorm
+    `trained` is the whole model, or an encoder alone; probes see a frozen copy, which `recalibrates` its BatchNorm
     statistics on clean training images or keeps those of training. `untrained` makes the encoder before training, and
     is None where nobody knows it. All are computed in float32; `precision` is for probes that train a copy.
     """
 
     def __init__(
         self,
-        trained: AutoEncoder | nn.Module,
+        trained: Model | nn.Module,
         untrained: Callable[[], nn.Module] | None,
         dataset: Dataset,
         augmentation: Pipeline,
@@ -119,11 +118,12 @@ class Representations:
     ):
         self.dataset, self.device, self.precision, self.track = dataset, device, precision, track
         self._untrained, self._recalibration_images = untrained, recalibration_images
-        whole = isinstance(trained, AutoEncoder)
-        forward = AutoEncoder.encode if whole else nn.Module.__call__
+        whole = isinstance(trained, Model)
+        forward = type(trained).clean if whole else nn.Module.__call__
         frozen = self._recalibrated(trained, forward) if recalibrates else copy.deepcopy(trained).eval()
         self.model = frozen if whole else None
         self.encoder = frozen.encoder if whole else frozen
+        self._own = frozen.features() if whole else {}
         # A model trained without augmentation is shown the views that its dataset recommends.
         self.views = augmentation if augmentation.augments else dataset.views()
         self._made: dict[str, Representation] = {}
@@ -144,10 +144,10 @@ class Representations:
 
     def missing(self, name: str) -> str | None:
         """Why there is no representation `name`; None if there is one."""
-        if name in ("mu", "z") and self.model is None:
-            return f"{name} needs a checkpoint of the whole model; this file holds an encoder"
-        if name == "z" and not self.model.stochastic:
-            return "z is mu: this model draws no latent"
+        if name not in ("h", *BASELINES, *self._own):
+            if self.model is None:
+                return f"{name} needs a checkpoint of the whole model; this file holds an encoder"
+            return f"this model has no {name}, only {' and '.join(['h', *self._own])}"
         if name == "h_untrained" and self._untrained is None:
             return "nobody knows how this encoder was initialised"
         largest = self.dataset["train" if self.dataset.labelled else "pretrain_val"]
@@ -174,18 +174,11 @@ class Representations:
             self.precision,
             self.track,
             encoder=encoder,
-            model=self.model if name in TRAINED else None,
+            model=None if name in BASELINES else self.model,
             views=self.views,
         )
 
     def _features(self, name: str, encoder: nn.Module | None) -> Features:
         if encoder is not None:
             return lambda x, generator: encoder(x)
-        return {"mu": self._mu, "z": self._z, "pixels": lambda x, generator: x}[name]
-
-    def _mu(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return self.model.encode(x).mu
-
-    def _z(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        code = self.model.encode(x)
-        return code.mu + torch.randn(code.mu.shape, generator=generator).to(x.device) * code.sigma
+        return (self._own | {"pixels": lambda x, generator: x})[name]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn
 
 from aavae.errors import UserError
 
@@ -57,6 +58,16 @@ class Processes:
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether `flag` is set in any process."""
         return bool(self.largest(int(flag), device))
+
+    def gather(self, values: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """The `values` of all processes, joined along `dim` in the order of their ranks; gradients flow back.
+
+        A loss of what is gathered is the same in every process. Each one's gradient is `world` times its part, so that
+        `average_gradients` gives that of the loss.
+        """
+        if self.world == 1:
+            return values
+        return torch.cat(torch.distributed.nn.functional.all_gather(values.contiguous()), dim)
 
     def wait(self) -> None:
         """Wait for every process."""

@@ -21,6 +21,11 @@ def generator_for(*keys) -> torch.Generator:
     return torch.Generator().manual_seed(seed_for(*keys))
 
 
+def generators_for(views: int, *keys) -> list[torch.Generator]:
+    """A CPU generator for each of several views; the first view's numbers are those of one view alone."""
+    return [generator_for(*keys, *([v] if v else [])) for v in range(views)]
+
+
 def uniform(shape: torch.Size, generator: torch.Generator, device: torch.device) -> torch.Tensor:
     """Uniform numbers in [0, 1) on `device`, drawn there where it has a generator, else by `generator`, of the CPU.
 

@@ -152,11 +152,12 @@ def _flops(described: dict, trainer) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    n, size = 2, described["size"]  # two images, for BatchNorm
+    model, n, size = trainer.model, 2, described["size"]  # two images, for BatchNorm
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        x, noise = torch.empty(n, 3, size, size), torch.empty(n, trainer.model.latent_dim)
-        trainer.loss(trainer.model(x, noise if trainer.model.variational else None), x)["loss"].backward()
-    trainer.model.zero_grad(set_to_none=True)
+        x, noise = torch.empty(n, 3, size, size), torch.empty(n, model.noise_dim)
+        views = x.expand(model.n_views, *x.shape)
+        model.learn(views, x, noise if model.noise_dim else None)[1]["loss"].backward()
+    model.zero_grad(set_to_none=True)
     return counter.get_total_flops() / n
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from aavae.augmentations.pipeline import Pipeline
 from aavae.datasets import Dataset, sample, to_float
 from aavae.errors import refuse_below
-from aavae.models.autoencoder import AutoEncoder
+from aavae.models import Model
 from aavae.probes.guests import Guest
 from aavae.probes.knn import KNN
 from aavae.probes.representations import Representations, Track, untracked
@@ -24,8 +24,7 @@ class Inspector:
 
     def __init__(
         self,
-        model: AutoEncoder,
-        loss,
+        model: Model,
         augmentation: Pipeline,
         dataset: Dataset,
         *,
@@ -45,7 +44,7 @@ class Inspector:
                 "trainer.knn_images": (knn_images, 1),
             }
         )
-        self.model, self.loss, self.augmentation, self.dataset = model, loss, augmentation, dataset
+        self.model, self.augmentation, self.dataset = model, augmentation, dataset
         self.seed, self.device, self.precision, self.recalibrates = seed, device, precision, recalibrates
         self.validate_train = validate_train
         self.recalibration_images, self.knn_images = recalibration_images, knn_images
@@ -60,7 +59,7 @@ class Inspector:
             splits["train_eval"] = sample(self.dataset["pretrain"], len(splits["val"]))
         metrics = {}
         for name, split in splits.items():
-            values = self.validator.run(self.model, self.loss, split, self.precision)
+            values = self.validator.run(self.model, split, self.precision)
             metrics |= {f"{name}/{key}": value for key, value in values.items()}
         if not self.dataset.labelled:
             return metrics, -metrics["val/loss"]
@@ -72,7 +71,7 @@ class Inspector:
 
     def validation_loss(self) -> float:
         """The loss of the validation split."""
-        return self.validator.run(self.model, self.loss, self.dataset["pretrain_val"], self.precision)["loss"]
+        return self.validator.run(self.model, self.dataset["pretrain_val"], self.precision)["loss"]
 
     def representations(
         self, untrained: Callable[[], nn.Module] | None = None, track: Track = untracked
@@ -91,8 +90,8 @@ class Inspector:
         )
 
     @torch.no_grad()
-    def draw_reconstructions(self, path: Path, epoch: float, n: int = 10) -> None:
-        """Write a picture of validation images, their views, and what the decoder makes of each view's μ."""
+    def draw(self, path: Path, epoch: float, n: int = 10) -> bool:
+        """Write a picture of validation images, their views, and what the model makes of them; False if nothing."""
         images = next(iter(sample(self.dataset["pretrain_val"], n).batches(n)))
         source = to_float(images.to(self.device))
         x = view = self.dataset.normalize(self.dataset.target(source))
@@ -101,8 +100,11 @@ class Inspector:
         was_training = self.model.training
         self.model.eval()
         with self.precision.autocast():
-            x_hat = self.model.decoder(self.model.encode(view).mu)
+            made = self.model.picture(view)
         self.model.train(was_training)
-        rows = {"original": x, "view": view, "reconstruction": x_hat.float()}
+        rows = {"original": x, "view": view} | {label: images.float() for label, images in made.items()}
         rows = {label: self.dataset.denormalize(images) for label, images in rows.items()}
+        if not made:
+            return False
         reconstruction_figure(path, rows, f"{self.dataset.name}, validation images, epoch {round(epoch, 2):.10g}")
+        return True

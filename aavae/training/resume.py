@@ -23,6 +23,7 @@ def state_of(trainer) -> dict:
         "dataset": trainer.dataset.name,
         "mean": list(trainer.dataset.mean),
         "std": list(trainer.dataset.std),
+        "image_size": trainer.dataset.image_size,
         "loggers": trainer.logger.state(),
         "threads": torch.get_num_threads(),
     }

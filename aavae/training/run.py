@@ -249,7 +249,8 @@ class Run:
         say = self.reporter.say
         say(f"method      {cfg['method']}, seed {cfg['seed']}")
         say(f"dataset     {t.dataset.name}: {images} for pretraining, {t.dataset.image_size}²")
-        say(f"model       {count(parameters, 'parameter')} ({encoder:,} in the encoder), latent {cfg['latent_dim']}")
+        about = f", {t.model.about()}" if t.model.about() else ""
+        say(f"model       {count(parameters, 'parameter')} ({encoder:,} in the encoder){about}")
         hint = ""
         if t.precision.dtype is None and has_bf16_units(t.device):
             hint = " (precision=bf16 is faster on this CPU)"
@@ -274,10 +275,10 @@ class Run:
         if not t.dataset.labelled:
             loss, n = t.inspector.validation_loss(), len(t.dataset["pretrain_val"])
             how = f"the loss of training, fixed views, {t.inspector.validator.samples} latent samples an image"
-            found = record("validation", "x_hat", "pretrain_val", loss, n, how, "loss")
+            found = record("validation", t.model.judged_by, "pretrain_val", loss, n, how, "loss")
             results.add([found | {"epoch": t.epoch}])
-        t.inspector.draw_reconstructions(self.folder / "reconstructions.png", t.epoch)
-        self.logger.picture("reconstructions", self.folder / "reconstructions.png", t.step)
+        if t.inspector.draw(self.folder / "reconstructions.png", t.epoch):
+            self.logger.picture("reconstructions", self.folder / "reconstructions.png", t.step)
         self.logger.results(results.records)
         t.score = t.score if evaluation.score is None else evaluation.score
         if t.score is not None:

@@ -17,38 +17,37 @@ from aavae.datasets.loader import Batch, Loader
 from aavae.errors import Interrupted, UserError, WorkerDied, refuse_below
 from aavae.loggers import Loggers
 from aavae.loggers.screen import Reporter
-from aavae.models import diagnostics
-from aavae.models.autoencoder import AutoEncoder, Output
+from aavae.models import Model
 from aavae.probes.guests import Evaluation, Guest, Picture, keep_pictures
-from aavae.probes.representations import TRAINED
+from aavae.probes.representations import BASELINES
 from aavae.runs.results import name_of
 from aavae.runtime import files
 from aavae.runtime.device import Precision, compiler, send
 from aavae.runtime.processes import Processes
-from aavae.runtime.randomness import generator_for, seed_default, seed_for
+from aavae.runtime.randomness import generator_for, generators_for, seed_default, seed_for
 from aavae.runtime.signals import Signals
 from aavae.runtime.words import count
 from aavae.training import resume
 from aavae.training.inspector import Inspector
 from aavae.training.meter import Meter
 from aavae.training.schedules import Schedule
+from aavae.training.validation import joined
 from aavae.weights import checkpoint
 
 
 class Trainer:
-    """Trains an autoencoder; every draw is a function of (seed, step, position in the batch of all processes), but for
+    """Trains a model; every draw is a function of (seed, step, position in the batch of all processes), but for
     dropout, which torch draws: it is a function of (seed, step, process).
 
     `inspector` looks at the model; `optimizer` and `schedule` are functions of the model and of the steps per epoch.
-    `clean_pass=every_step` runs the clean images through encoder and projection before each step, which moves
+    `clean_pass=every_step` runs the clean images through `model.clean` before each step, which moves
     BatchNorm's statistics as the released code does; with `off`, probes see a copy of the encoder with recalibrated
     statistics. Raises UserError for values out of range.
     """
 
     def __init__(
         self,
-        model: AutoEncoder,
-        loss,
+        model: Model,
         augmentation: Pipeline,
         dataset: Dataset,
         inspector: Inspector,
@@ -94,11 +93,17 @@ class Trainer:
         self.device, self.precision, self.processes = device, precision, processes or Processes()
         self.untrained_encoder = copy.deepcopy(model.encoder)
         self.model = model.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        self.loss, self.augmentation, self.dataset = loss, augmentation, dataset.load(device)
+        self.model.processes = self.processes
+        self.augmentation, self.dataset = augmentation, dataset.load(device)
         compiled, self._replays = compiler(device, compile, cuda_graphs), cuda_graphs and device.type == "cuda"
-        self._encode, self._learn = compiled(self.model.encode), compiled(self._reconstruct)
-        self.loader = Loader(dataset, augmentation, batch_size, seed, device, self.processes)
+        self._encode, self._learn = compiled(self.model.clean), compiled(self.model.learn)
+        self.loader = Loader(dataset, augmentation, batch_size, seed, device, self.processes, model.n_views)
         rows = self.loader.share.stop - self.loader.share.start
+        if accumulate > 1 and not model.per_image:
+            raise UserError(
+                f"trainer.accumulate={accumulate} would change the loss of {type(model).__name__}, which compares the "
+                "images of a batch with each other; keep it at 1, or choose a smaller batch_size"
+            )
         if rows % accumulate or rows // accumulate < 2:
             raise UserError(
                 f"{count(rows, 'image')} a process cannot be divided into {count(accumulate, 'part')} of two or more"
@@ -130,12 +135,12 @@ class Trainer:
         terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for rows in self._parts(len(batch.clean)):
             x = self._normalized(batch.clean[rows])
-            view = self._view(batch, rows, draws, x)
+            views = joined([self._view(batch, v, rows, draw, x) for v, draw in enumerate(draws)])
             with self.precision.autocast():
                 clean = self._clean_pass(x)
             # Apart: weights that autocast has cast without gradient must not be met again with one.
             with self.precision.autocast():
-                output, part = self._learn(view, x, None if noise is None else noise[rows])
+                output, part = self._learn(views, x, None if noise is None else noise[rows])
             self.scaler.scale(part["loss"] / self.accumulate).backward()
             for name, value in part.items():
                 terms[name] = terms[name] + value.detach() / self.accumulate
@@ -147,35 +152,33 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self.model.after_step(self.step)
         for guest in self.learners:  # on their own labelled images; the encoder learns nothing from them
             terms |= guest.probe.learn(self.model.encoder, self.step)
         if measure:
             generator, (_, std) = generator_for(self.seed, "diagnostics", self.step), self.dataset.constants(x)
-            terms |= diagnostics.of_step(self.model, self.loss, output, x, clean, std, generator)
+            with torch.no_grad():
+                terms |= self.model.measure(output, x, clean, std, generator)
         return dict(terms)
-
-    def _reconstruct(self, view: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Output, dict[str, Tensor]]:
-        # One function for torch.compile, which could not hand a gradient from one to another without a warning.
-        output = self.model(view, noise)  # encode the augmented view,
-        return output, self.loss(output, x)  # reconstruct the clean image
 
     def _set_learning_rate(self) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = lr * self.schedule(self.step)
+            group["lr"] = lr * (self.schedule(self.step) if group.get("scheduled", True) else 1.0)
 
-    def _draw(self, size: int) -> tuple[dict[str, Tensor], Tensor | None]:
+    def _draw(self, size: int) -> tuple[list[dict[str, Tensor]], Tensor | None]:
         # For the batch of all processes, of which each takes its rows: the numbers do not depend on how many there are.
         total, mine = self.loader.batch_size, self.loader.share
-        draws = self.augmentation.draw(total, size, generator_for(self.seed, "augmentation", self.step))
+        generators = generators_for(self.model.n_views, self.seed, "augmentation", self.step)
+        draws = [self.augmentation.draw(total, size, generator) for generator in generators]
         rank = (
             self.processes.rank
         )  # torch draws dropout itself, on each process; the first one's draws are those of one
         seed_default(self.device, seed_for(self.seed, "dropout", self.step, *([rank] if rank else [])))
         noise = None
-        if self.model.variational:
-            noise = torch.randn(total, self.model.latent_dim, generator=generator_for(self.seed, "noise", self.step))
+        if self.model.noise_dim:
+            noise = torch.randn(total, self.model.noise_dim, generator=generator_for(self.seed, "noise", self.step))
             noise = send(noise[mine], self.device)
-        return {name: values[mine] for name, values in draws.items()}, noise
+        return [{name: values[mine] for name, values in draw.items()} for draw in draws], noise
 
     def _parts(self, n: int) -> Iterator[slice]:
         size = n // self.accumulate
@@ -185,14 +188,14 @@ class Trainer:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return self.dataset.normalize(images).contiguous(memory_format=layout)
 
-    def _view(self, batch: Batch, rows: slice, draws: dict[str, Tensor], x: Tensor) -> Tensor:
+    def _view(self, batch: Batch, v: int, rows: slice, draws: dict[str, Tensor], x: Tensor) -> Tensor:
         if not self.augmentation.augments:
             return x  # the clean image itself, its target transform included
         part = {name: values[rows] for name, values in draws.items()}
-        return self._normalized(self.augmentation.apply(batch.source[rows], part, batch.cropped))
+        return self._normalized(self.augmentation.apply(batch.source_of(v)[rows], part, batch.cropped))
 
     @torch.no_grad()
-    def _clean_pass(self, x: Tensor) -> Output | None:
+    def _clean_pass(self, x: Tensor) -> object | None:
         return self._encode(x) if self.clean_pass == "every_step" else None
 
     # ---- The loop -------------------------------------------------------------------------------------------------
@@ -315,8 +318,8 @@ class Trainer:
             metrics, self.score = self.inspector.validate(self.learners)
             found.append(lambda: self.logger.log(metrics, step, at))
             picture = self.folder / "reconstructions.png"
-            self.inspector.draw_reconstructions(picture, at)
-            found.append(lambda: self.logger.picture("reconstructions", picture, step))
+            if self.inspector.draw(picture, at):
+                found.append(lambda: self.logger.picture("reconstructions", picture, step))
         if self.probe_every and epoch % self.probe_every == 0 and not last:
 
             def log(records: list[dict], pictures: list[Picture]) -> None:
@@ -325,7 +328,7 @@ class Trainer:
                 found.append(lambda: keep_pictures(pictures, self.folder, self.logger, step))
 
             # The baselines do not change while it trains.
-            own = [g._replace(features=tuple(f for f in g.features if f in TRAINED)) for g in self.guests]
+            own = [g._replace(features=tuple(f for f in g.features if f not in BASELINES)) for g in self.guests]
             representations = self.inspector.representations(track=self.reporter.track)
             Evaluation(own, representations, self.model, self.dataset, self.reporter, at).run(log)
 

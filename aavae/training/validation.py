@@ -5,20 +5,17 @@ from torch import Tensor
 
 from aavae.augmentations.pipeline import Pipeline
 from aavae.datasets import Dataset, Split, to_float
-from aavae.models.autoencoder import AutoEncoder
-from aavae.models.diagnostics import (
-    active_units,
-    agreement,
-    density,
-    dequantisation,
-    latent_statistics,
-    log_weights,
-    shifted,
-)
+from aavae.models import Model
+from aavae.models.diagnostics import active_units
 from aavae.runtime.device import Precision, send, without_search
-from aavae.runtime.randomness import generator_for
+from aavae.runtime.randomness import generator_for, generators_for
 
 BATCH = 128  # not that of training, on which the draws would depend then
+
+
+def joined(views: list[Tensor]) -> Tensor:
+    """Views `(B, 3, H, W)` as one `(V, B, 3, H, W)`, of which each, and all flattened, keep their memory layout."""
+    return views[0][None] if len(views) == 1 else torch.cat(views).unflatten(0, (len(views), -1))
 
 
 class Validator:
@@ -34,47 +31,38 @@ class Validator:
 
     @torch.no_grad()
     @without_search()
-    def run(self, model: AutoEncoder, objective, split: Split, precision: Precision) -> dict[str, float]:
+    def run(self, model: Model, split: Split, precision: Precision) -> dict[str, float]:
         """Metrics by name, each the mean over the images of `split` (active_units: over the split)."""
         was_training = model.training
         model.eval()
-        rows, sizes, mus = [], [], []
+        rows, sizes, codes = [], [], []
         for i, images in enumerate(split.batches(BATCH)):
-            metrics, mu = self._batch(model, objective, images, i, precision)
+            if i and len(images) < BATCH and not model.per_image:
+                break  # a loss that compares the images of a batch is another one for fewer of them
+            metrics, code = self._batch(model, images, i, precision)
             rows.append(torch.stack(list(metrics.values())))
             sizes.append(len(images))
-            mus.append(mu)
+            codes.append(code)
         model.train(was_training)
-        shares = torch.tensor(sizes, dtype=torch.float64) / len(split)
+        shares = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
         means = shares @ torch.stack(rows).cpu().double()  # the one place that waits for the device
-        return dict(zip(metrics, means.tolist(), strict=True)) | {"active_units": active_units(torch.cat(mus)).item()}
+        values = dict(zip(metrics, means.tolist(), strict=True))
+        return values if codes[0] is None else values | {"active_units": active_units(torch.cat(codes)).item()}
 
     def _batch(
-        self, model, objective, images: Tensor, i: int, precision: Precision
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        dataset, n, d = self.dataset, len(images), model.latent_dim
+        self, model: Model, images: Tensor, i: int, precision: Precision
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        dataset = self.dataset
         generator = generator_for(self.seed, "validation", i)
         source = to_float(send(images, self.device))
-        clean = dataset.target(source)
-        x = dataset.normalize(clean)
-        draws = self.augmentation.draw(n, source.shape[-1], generator)
-        view = dataset.normalize(self.augmentation.apply(source, draws)) if self.augmentation.augments else x
-        noise = send(torch.randn(self.samples + 1, n, d, generator=generator), self.device)
+        x = dataset.normalize(dataset.target(source))
+        # The first view's draws come from the generator that all else is drawn from.
+        generators = [generator, *generators_for(model.n_views, self.seed, "validation", i)[1:]]
+        views = [self._view(source, g) for g in generators] if self.augmentation.augments else [x] * model.n_views
         _, std = dataset.constants(x)
-        offset = dequantisation(x, std, generator)
-        terms: list[dict[str, Tensor]] = []
-        weights, weights_8bit = [], []
         with precision.autocast():
-            clean_code, code = model.encode(x), model.encode(view)
-            # One sample at a time: K·B reconstructions at once would need K times the memory.
-            for sample_noise in noise[: self.samples if model.stochastic else 1]:
-                output = model.decode(code, sample_noise)
-                terms.append(objective(output, x))
-                if model.stochastic:
-                    weights.append(log_weights(objective, output, x))
-                    weights_8bit.append(log_weights(objective, *shifted(output, x, offset)))
-        metrics = {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
-        if weights:
-            metrics |= density(torch.stack(weights), torch.stack(weights_8bit), x[0].numel(), std)
-        metrics |= agreement(clean_code, output, noise[-1] if model.stochastic else None) | latent_statistics(code)
-        return metrics, clean_code.mu
+            return model.validate(joined(views), x, std, self.samples, generator)
+
+    def _view(self, source: Tensor, generator: torch.Generator) -> Tensor:
+        draws = self.augmentation.draw(len(source), source.shape[-1], generator)
+        return self.dataset.normalize(self.augmentation.apply(source, draws))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from aavae.errors import Damaged, UserError, first_line
-from aavae.models.assemble import assemble
-from aavae.models.autoencoder import AutoEncoder
+from aavae.models import Model
+from aavae.models.assemble import assemble, model_class
 from aavae.runtime import files
 from aavae.runtime.targets import ARCHITECTURES, builder
 from aavae.weights import schema
@@ -194,9 +194,11 @@ def _at_most(parameters: int) -> Iterator[None]:
         handle.remove()
 
 
-def model_of(state: dict, path: Path, allowed: tuple[str, ...] = ARCHITECTURES) -> AutoEncoder:
+def model_of(state: dict, path: Path, allowed: tuple[str, ...] = ARCHITECTURES) -> Model:
     """The model of the checkpoint `state`, read from `path`. Raises UserError if it does not describe one."""
     schema.check(state, {}, path, schema.MODEL)
-    for part in ("encoder", "decoder"):  # what is not to be trusted is no damage
-        builder(state["architecture"].get(part), allowed)
+    described = state["architecture"]
+    model_class(described.get("_target_"), allowed)
+    for part in ("encoder", *({"decoder"} & described.keys() if "_target_" in described else ("decoder",))):
+        builder(described.get(part), allowed)  # what is not to be trusted is no damage
     return fitted(lambda: assemble(state["architecture"], allowed), state["model"], path)

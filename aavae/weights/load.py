@@ -11,12 +11,15 @@ from torch import nn
 from aavae.augmentations.pipeline import NoAugmentation, Pipeline
 from aavae.datasets import Dataset
 from aavae.errors import Damaged, UserError
-from aavae.models.autoencoder import AutoEncoder
+from aavae.models import Model
 from aavae.runtime import targets
 from aavae.weights import checkpoint, encoder_file, released, schema, unpickle
 
 DATA = ("aavae.datasets.", "aavae.augmentations.")
-PORTABLE = ("format", "architecture", "model", "mean", "std", "step", "steps_per_epoch", "data", "dataset", "config")
+PORTABLE = (
+    "format", "architecture", "model", "mean", "std", "image_size", "step", "steps_per_epoch", "data", "dataset",
+    "config",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Trained:
     `trust` names modules or packages, beside aavae's own, that model, images and augmentation may come from.
     """
 
-    model: AutoEncoder | nn.Module
+    model: Model | nn.Module
     architecture: dict  # of the encoder
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -38,6 +41,7 @@ class Trained:
     step: int = 0
     data: str | None = None  # fingerprint of the images
     dataset: str | None = None  # its name
+    image_size: int | None = None
     facts: dict = field(default_factory=dict)  # of an encoder alone: what its file says
     learners: dict = field(default_factory=dict)  # states of the probes that learned along
     note: str | None = None  # what to tell the user
@@ -97,6 +101,7 @@ def load_trained(path: Path, trust: tuple[str, ...] = (), **unstated: str | int 
         step=state["step"],
         data=state["data"],
         dataset=state.get("dataset"),
+        image_size=state.get("image_size"),
         learners=state.get("learners", {}),
         note=note or state.get("note"),
     )
@@ -115,13 +120,14 @@ def _encoder_alone(path: Path, trust: tuple[str, ...]) -> Trained:
         trust=trust,
         data=facts.get("data"),
         dataset=facts.get("dataset"),
+        image_size=facts.get("image_size"),
         facts=facts,
     )
 
 
 def _read(
     path: Path, trust: tuple[str, ...], needed: Sequence[str] = schema.MODEL, **said: str | int | None
-) -> tuple[AutoEncoder, dict, Path, str | None]:
+) -> tuple[Model, dict, Path, str | None]:
     """The model of a run folder or checkpoint, its state, its file, and what to tell the user of how it was found."""
     allowed = targets.trusting(trust)
     if path.is_dir():
@@ -171,7 +177,7 @@ def load_model(
     image_size: int | None = None,
     dataset: str | None = None,
     trust: tuple[str, ...] = (),
-) -> AutoEncoder:
+) -> Model:
     """The full model of a run folder or checkpoint, ours or the released code's, in eval mode.
 
     `stem`, `image_size` and `dataset` (cifar10, stl10, imagenet) say what a file of the released code leaves open.

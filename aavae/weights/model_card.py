@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from aavae.models.autoencoder import AutoEncoder
+from aavae.models import Model
 from aavae.runs.results import read_results
 from aavae.runtime.words import epochs
 from aavae.weights.load import Trained
@@ -13,7 +13,7 @@ from aavae.weights.load import Trained
 
 def facts_of(trained: Trained) -> tuple[nn.Module, dict]:
     """The encoder of a trained model, and the facts that go with it into a file."""
-    if not isinstance(trained.model, AutoEncoder):
+    if not isinstance(trained.model, Model):
         return trained.model, dict(trained.facts)
     encoder = trained.model.encoder
     recalibrated = trained.config.get("trainer", {}).get("clean_pass") == "off"  # for the probes, not in the checkpoint
@@ -22,7 +22,7 @@ def facts_of(trained: Trained) -> tuple[nn.Module, dict]:
         "output_dim": encoder.output_dim,
         "mean": list(trained.mean),
         "std": list(trained.std),
-        "image_size": trained.model.architecture["decoder"].get("image_size"),
+        "image_size": trained.image_size,
         "batchnorm_statistics": "running, of training"
         + ("; accuracies are of statistics recalibrated on clean training images" if recalibrated else ""),
         "method": trained.method,

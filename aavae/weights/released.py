@@ -87,6 +87,7 @@ def translate(content: dict, path: Path, *, stem: str | None, image_size: int | 
         "model": weights,
         "mean": list(known["mean"]),
         "std": list(known["std"]),
+        "image_size": size,
         "step": step,
         "steps_per_epoch": step / epochs if step and epochs else 1,
         "data": None,

@@ -63,6 +63,11 @@ def _described(value: Any) -> bool:
     return _mapping(value) and isinstance(value.get("_target_"), str)
 
 
+def _parts(architecture: dict) -> set[str]:
+    """What must be described: the encoder, and whatever else is, without which no model is an autoencoder."""
+    return {"encoder", *({"decoder"} & architecture.keys() if "_target_" in architecture else {"decoder"})}
+
+
 def _triple(value: Any, above: float = -math.inf) -> bool:
     return isinstance(value, list | tuple) and len(value) == 3 and all(_number(v) and v > above for v in value)
 
@@ -151,9 +156,10 @@ CONFIG |= {"precision": _text, "probe": _settings}
 TRAINER: dict[str, Rule] = {"clean_pass": _text, "channels_last": _flag, "recalibration_images": _pixels}
 CHECKPOINT: dict[str, Rule] = {
     "architecture": _must(
-        "an encoder and a decoder, each with a _target_",
-        lambda v: _mapping(v) and _described(v.get("encoder")) and _described(v.get("decoder")),
+        "an encoder, and for an autoencoder a decoder, each with a _target_",
+        lambda v: _mapping(v) and all(_described(v.get(part)) for part in _parts(v)),
     ),
+    "image_size": _pixels,
     "model": _tensors,
     "mean": _mean,
     "std": _std,

@@ -711,7 +711,7 @@ def test_streamed_pair_is_torchvisions_target_and_resized_crop(mixed):
     draws = crop_draws(len(split), torch.Generator().manual_seed(0))
     for i, draw in enumerate(draws):
         image = split.store.open(split.names[i])
-        clean, crop = split.pair(i, draw, (0.08, 1.0), (3 / 4, 4 / 3))
+        clean, crop = split.crops(i, [draw], (0.08, 1.0), (3 / 4, 4 / 3))
         box = [int(t) for t in crop_boxes(draw[None], image.height, image.width, (0.08, 1.0), (3 / 4, 4 / 3))]
         expected = transforms.functional.resized_crop(image, *box, [12, 12])
         assert torch.equal(clean, target(image))

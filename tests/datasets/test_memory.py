@@ -162,7 +162,7 @@ def test_more_samples_of_the_bound_need_no_more_memory():
     def peak(samples: int) -> int:
         validator = Validator(data, build.augmentation(cfg, data), samples, 0, CPU)
         with Peak() as made:
-            validator.run(model, build.loss(cfg), split, pick_precision("fp32", CPU))
+            validator.run(model, split, pick_precision("fp32", CPU))
         return made.peak
 
     assert peak(64) - peak(2) < 4 * split.images.numel()  # the bytes of one reconstruction of each image

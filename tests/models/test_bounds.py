@@ -11,8 +11,9 @@ from torch.distributions import MultivariateNormal, Normal
 from aavae.augmentations.pipeline import NoAugmentation
 from aavae.datasets import Split
 from aavae.datasets.synthetic import Synthetic
-from aavae.models.autoencoder import STD_FLOOR, AutoEncoder
+from aavae.models.autoencoder import AutoEncoder
 from aavae.models.losses import NegativeELBO
+from aavae.models.output import STD_FLOOR
 from aavae.runtime.device import Precision
 from aavae.training.validation import Validator
 
@@ -60,6 +61,7 @@ def linear_gaussian(a: Tensor, posterior_sigma: Tensor, w: Tensor, width: float,
     """x = Wz + b + `width`·ε with a linear posterior."""
     log_scale = 2 * math.log(width - STD_FLOOR)
     model = AutoEncoder(Encoder(len(w)), Decoder(w, b), w.shape[1], log_scale=log_scale)
+    model.loss = NegativeELBO(1.0)
     model.projection = Posterior(a, posterior_sigma)
     model.log_scale.data = torch.tensor([log_scale], dtype=w.dtype)
     return model
@@ -67,7 +69,7 @@ def linear_gaussian(a: Tensor, posterior_sigma: Tensor, w: Tensor, width: float,
 
 def measured(model: AutoEncoder, data: Synthetic, split: Split, samples: int, seed: int = 0) -> dict[str, float]:
     validator = Validator(data, NoAugmentation(), samples, seed, CPU)
-    return validator.run(model, NegativeELBO(1.0), split, Precision.float32(CPU))
+    return validator.run(model, split, Precision.float32(CPU))
 
 
 # ---- 8-bit images -------------------------------------------------------------------------------------------------

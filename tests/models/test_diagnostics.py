@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from aavae import build
 from aavae.datasets import Split
-from aavae.models.autoencoder import Output
 from aavae.models.diagnostics import active_units, agreement, density, latent_statistics, log_weights, shifted
 from aavae.models.losses import NegativeELBO
+from aavae.models.output import Output
 from aavae.runtime.device import pick_precision
 from aavae.training import validation
 from aavae.training.validation import Validator
@@ -143,7 +143,7 @@ def validate(*overrides: str, samples: int = 3, model=None, split=None) -> dict[
     data = build.dataset(cfg).load()
     model = model or build.model(cfg, data)
     validator = Validator(data, build.augmentation(cfg, data), samples, 0, CPU)
-    return validator.run(model, build.loss(cfg), split or data["pretrain_val"], pick_precision("fp32", CPU))
+    return validator.run(model, split or data["pretrain_val"], pick_precision("fp32", CPU))
 
 
 ALWAYS = {"loss", "mu_norm", "active_units", "cos_sim"}

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from aavae import build
 from aavae.errors import UserError
-from aavae.models.autoencoder import Output
 from aavae.models.losses import (
     NegativeELBO,
     ReconstructionLoss,
@@ -21,6 +20,7 @@ from aavae.models.losses import (
     log_posterior,
     log_prior,
 )
+from aavae.models.output import Output
 
 B, D, SHAPE = 5, 7, (3, 8, 8)
 

@@ -189,9 +189,16 @@ def test_views_are_those_of_training_and_the_dataset_s_own_where_training_had_no
 # ---- What cannot be had -------------------------------------------------------------------------------------------
 
 
+NO_Z = "this model has no z, only h and mu"
+
+
 @pytest.mark.parametrize(
     ("method", "name", "words"),
-    [("method=ae", "z", "draws no latent"), ("method=aavae_mean", "z", "draws no latent"), ("seed=0", "z", None)]
+    [
+        ("method=ae", "z", NO_Z),
+        ("method=aavae_mean", "z", NO_Z),
+        ("seed=0", "z", None),
+    ]
     + [(m, "mu", None) for m in ("method=ae", "method=aavae_mean")],
 )
 def test_a_model_without_noise_has_mu_but_no_z(method, name, words):

@@ -35,7 +35,7 @@ def on_meta(*overrides: str):
     data = build.dataset(cfg)
     with torch.device("meta"):
         model = build.model(cfg, data)
-    return SimpleNamespace(model=model, loss=build.loss(cfg)), data.image_size
+    return SimpleNamespace(model=model), data.image_size
 
 
 def counted(trainer, size: int) -> float:

@@ -55,7 +55,7 @@ def stamps(*folders: Path) -> dict[Path, int]:
 FATE = """
 import os, signal, time
 from pathlib import Path
-from aavae import status
+from aavae.runs import status
 from aavae.probes import record
 
 class Fate:

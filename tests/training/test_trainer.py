@@ -37,8 +37,8 @@ def test_a_run_sees_the_same_numbers_in_one_process_and_in_two():
     draws, noise = one._draw(16)
     halves = [t._draw(16) for t in two]
     assert torch.equal(noise, torch.cat([half[1] for half in halves]))
-    for name, values in draws.items():
-        assert torch.equal(values, torch.cat([half[0][name] for half in halves])), name
+    for name, values in draws[0].items():
+        assert torch.equal(values, torch.cat([half[0][0][name] for half in halves])), name
     batches = [first_batch(t).clean for t in two]
     assert torch.equal(first_batch(one).clean, torch.cat(batches))
 

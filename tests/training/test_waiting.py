@@ -99,7 +99,7 @@ def test_diagnostics_leave_the_waiting_to_the_log():
         clean = trainer.model.encode(x)
         output = trainer.model(x, torch.empty(8, 4, device="meta"))
         with NeverWaits():
-            of_step = diagnostics.of_step(trainer.model, trainer.loss, output, x, clean, std, generator_for(0))
+            of_step = diagnostics.of_step(trainer.model, output, x, clean, std, generator_for(0))
     assert {"bpd_8bit", "cos_sim"} <= set(of_step)
 
 
@@ -108,7 +108,7 @@ def test_validation_waits_for_no_batch():
     validator, images = trainer.inspector.validator, trainer.dataset["pretrain_val"].images
     trainer.dataset.normalize(images / 255)  # sends mean and std
     with torch.no_grad(), NeverWaits():
-        validator._batch(trainer.model.eval(), trainer.loss, images, 0, trainer.precision)
+        validator._batch(trainer.model.eval(), images, 0, trainer.precision)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
