@@ -36,8 +36,8 @@ class Model(nn.Module):
         """Called after optimizer step `step`; a momentum encoder moves here. Its tensors belong to the state dict."""
 
     def groups(self) -> list[tuple[nn.Module, dict]]:
-        """Parts that are optimised by settings of their own: `scale`, a factor for the learning rate, and
-        `scheduled=False`, which keeps it constant."""
+        """Parts that are optimised apart, and how: `scale`, a factor for the learning rate (by default 1), and
+        `scheduled`; False keeps it constant."""
         return []
 
     # ---- Looking at it ----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from aavae.errors import UserError
+from aavae.models import Model
 
 TORCHS = {  # Adam has L2 regularisation in the gradient, as in the released code
     "adam": torch.optim.Adam,
@@ -20,25 +21,35 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, exclude_bias_and_norm: bool, adapts: bool = False
+    model: nn.Module, weight_decay: float, exclude_bias_and_norm: bool, adapts: bool = False, lr: float = 0.0
 ) -> list[dict]:
     """Trainable parameters in one group, or in two: decayed, and (biases, normalisation layers, scalars) not decayed.
 
     The split goes by module type: names such as `downsample.1` hide a BatchNorm from a filter on names (spec §2.3).
     With `adapts`, timm's LARS scales the steps of what is not excluded by its trust ratio, without weight decay too.
+    What the model sets apart (`Model.groups`) follows in groups of its own, with its own part of `lr`.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    apart = model.groups() if isinstance(model, Model) else []
+    taken = {id(p) for part, _ in apart for p in part.parameters()}
     adapted, fixed = ({"always_adapt": True}, {"always_adapt": False}) if adapts else ({}, {})
-    if not (exclude_bias_and_norm and (weight_decay or adapts)):
-        return [{"params": trainable, "weight_decay": weight_decay} | adapted]
     in_norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
-    plain = [p for p in trainable if p.ndim <= 1 or id(p) in in_norms]
-    plain_ids = {id(p) for p in plain}
-    decayed = [p for p in trainable if id(p) not in plain_ids]
-    return [
-        {"params": decayed, "weight_decay": weight_decay} | adapted,
-        {"params": plain, "weight_decay": 0.0} | fixed,
-    ]
+
+    def split(parameters: list[nn.Parameter], **settings) -> list[dict]:
+        if not (exclude_bias_and_norm and (weight_decay or adapts)):
+            return [{"params": parameters, "weight_decay": weight_decay} | adapted | settings]
+        plain = [p for p in parameters if p.ndim <= 1 or id(p) in in_norms]
+        plain_ids = {id(p) for p in plain}
+        decayed = [p for p in parameters if id(p) not in plain_ids]
+        return [
+            {"params": decayed, "weight_decay": weight_decay} | adapted | settings,
+            {"params": plain, "weight_decay": 0.0} | fixed | settings,
+        ]
+
+    groups = split([p for p in model.parameters() if p.requires_grad and id(p) not in taken])
+    for part, said in apart:
+        scale, scheduled = said.get("scale", 1.0), said.get("scheduled", True)
+        groups += split([p for p in part.parameters() if p.requires_grad], lr=lr * scale, scheduled=scheduled)
+    return groups
 
 
 def batch_size_scale(batch_size: int, reference_batch: int) -> float:
@@ -84,6 +95,6 @@ def optimizer(
     # Else timm's would be plain SGD where there is no weight decay (You et al. 2017 adapt all the same).
     adapts = name == "lars" and "always_adapt" not in kwargs
     try:
-        return build(parameter_groups(model, weight_decay, exclude_bias_and_norm, adapts), lr=lr, **kwargs)
+        return build(parameter_groups(model, weight_decay, exclude_bias_and_norm, adapts, lr), lr=lr, **kwargs)
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer {name}: {error}") from error

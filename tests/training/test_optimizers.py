@@ -7,7 +7,7 @@ import timm.optim
 import torch
 from torch import nn
 
-from aavae import build
+from aavae import build, models
 from aavae.errors import UserError
 from aavae.models.encoders.resnet import resnet
 from aavae.training import optimizers, schedules
@@ -217,3 +217,25 @@ def test_the_trainer_scales_from_the_reference_batch(scales, lr):
 def test_the_reference_batch_must_be_positive():
     with pytest.raises(UserError, match="reference_batch must be 1 or more"):
         optimizers.batch_size_scale(256, 0)
+
+
+class Apart(models.Model):
+    """A model whose predictor learns at its own pace."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.predictor = nn.Linear(4, 3), nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+
+    def groups(self):
+        return [(self.predictor, {"scale": 10.0, "scheduled": False})]
+
+
+@pytest.mark.parametrize("name", ["adam", "lars"])
+def test_parts_that_a_model_sets_apart_have_their_own_learning_rate(name):
+    model = Apart()
+    groups = optimizers.optimizer(model, name, 0.1, 1e-4, exclude_bias_and_norm=True).param_groups
+    found = {id(p): (g["lr"], g.get("scheduled", True), g["weight_decay"]) for g in groups for p in g["params"]}
+    assert found.keys() == {id(p) for p in model.parameters()} and len(found) == sum(len(g["params"]) for g in groups)
+    assert found[id(model.encoder.weight)] == (0.1, True, 1e-4)
+    assert found[id(model.predictor[0].weight)] == (1.0, False, 1e-4)
+    assert found[id(model.predictor[1].weight)] == (1.0, False, 0.0)
