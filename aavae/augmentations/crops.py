@@ -1,6 +1,7 @@
 """Random crops: boxes as torchvision draws them, and crops from padded images."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,12 +26,14 @@ def padded_crop(images: Tensor, top: Tensor, left: Tensor, padding: int) -> Tens
 CROP_TRIES = 10
 
 
-def crop_draws(n: int, generator: torch.Generator) -> Tensor:
+def crop_draws(n: int, generator: torch.Generator | None) -> Tensor:
     """Uniform numbers `(n, 2·CROP_TRIES + 2)` from which `crop_boxes` makes boxes, whatever the image's size."""
     return torch.rand(n, 2 * CROP_TRIES + 2, generator=generator)
 
 
-def crop_boxes(draws: Tensor, height: int, width: int, scale, ratio) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def crop_boxes(
+    draws: Tensor, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Boxes (top, left, height, width), each `(n,)` in pixels, as torchvision's RandomResizedCrop draws them.
 
     Ten tries at an area in `scale` (of the image's) and a log-uniform aspect in `ratio`; the first that fits is taken,

@@ -1,5 +1,7 @@
 """SimCLR's views."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,12 +24,12 @@ class SimCLRViews(Pipeline):
         self,
         strength: float,
         blur_p: float,
-        scale=(0.08, 1.0),
-        ratio=(3 / 4, 4 / 3),
+        scale: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
         flip_p: float = 0.5,
         jitter_p: float = 0.8,
         grayscale_p: float = 0.2,
-        blur_sigma=(0.1, 2.0),
+        blur_sigma: Sequence[float] = (0.1, 2.0),
     ):
         if not 0 <= strength <= 1.25:
             raise UserError(f"augmentation.strength must lie between 0 and 1.25, not {strength}")
@@ -42,7 +44,7 @@ class SimCLRViews(Pipeline):
 
     def draw(self, n: int, size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Crop numbers, coins, jitter factors (columns: brightness, contrast, saturation, hue), order, blur sigma."""
-        reach = 0.8 * self.strength
+        reach, (low, high) = 0.8 * self.strength, self.blur_sigma
         return {
             "crop": crop_draws(n, generator),
             "flip": coin(n, self.flip_p, generator),
@@ -57,7 +59,7 @@ class SimCLRViews(Pipeline):
             ),
             "gray": coin(n, self.grayscale_p, generator),
             "blur": coin(n, self.blur_p, generator),
-            "sigma": uniform(n, *self.blur_sigma, generator),
+            "sigma": uniform(n, low, high, generator),
         }
 
     def apply(self, images: Tensor, draws: dict[str, Tensor], cropped: bool = False) -> Tensor:
@@ -77,7 +79,9 @@ class SimCLRViews(Pipeline):
 class ResizedCrops(SimCLRViews):
     """Random resized crops and flips: SimCLR's pipeline without colours, as classifiers are trained with."""
 
-    def __init__(self, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip_p: float = 0.5):
+    def __init__(
+        self, scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3), flip_p: float = 0.5
+    ):
         super().__init__(0.0, 0.0, scale, ratio, flip_p, jitter_p=0.0, grayscale_p=0.0)
 
     def __str__(self) -> str:

@@ -41,14 +41,14 @@ def views(images: Tensor, draws: dict[str, Tensor], boxes: tuple[Tensor, ...], s
     if images.device.type == "cpu":
         part = max(1, PART // (shape[0] * shape[1])) * torch.get_num_threads()
     kernel_size = int(0.1 * shape[1]) // 2 * 2 + 1
-    around = ()
+    around: tuple[Tensor, ...] = ()
     if draws["blur"].any():
         around = tuple(send(neighbours(kernel_size, extent), images.device) for extent in shape)
     images, result = images.contiguous(), images.new_empty(len(images), 3, *shape)
     plan = _plan(images, draws, boxes, shape, kernel_size, part)
     for first in range(0, len(images), part):
         some = slice(first, first + part)
-        _work(images, Work(*(numbers[some] for numbers in plan)), around, result)
+        _work(images, Work._make(numbers[some] for numbers in plan), around, result)
     return result
 
 

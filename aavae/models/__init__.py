@@ -1,6 +1,7 @@
 """What is learned: `Model`, on which all methods agree; encoders, decoders, methods and their losses."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ class Model(nn.Module):
 
     encoder: nn.Module  # images (B, 3, H, W) → h (B, output_dim): what probes, exports and baselines ask for
     architecture: dict  # the plain description it was built from; `models.assemble` sets it
+    mean: tuple[float, ...]  # of the images' normalisation, as is `std`; `load_model` sets them
+    std: tuple[float, ...]
     processes = Processes()  # those that train together; the trainer sets it
     n_views = 1  # of each image in a step
     noise_dim = 0  # standard normal numbers per image, drawn outside the compiled step
@@ -54,9 +57,7 @@ class Model(nn.Module):
         """What the clean pass and the recalibration of BatchNorm send clean images through."""
         return self.encoder(x)
 
-    def measure(
-        self, output: object, x: Tensor, clean: object | None, std: Tensor, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def measure(self, output: Any, x: Tensor, clean: Any, std: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Scalars to log of a step's `output` of `learn`; `clean` is that of `clean(x)`, if there was a clean pass, and
         `std` `(3,)` that of the images' normalisation."""
         return {}

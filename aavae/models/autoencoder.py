@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,9 @@ class AutoEncoder(Model):
     unknown `sample`, or a `log_scale` that is not finite.
     """
 
+    log_scale: nn.Parameter | None
+    loss: Any  # called with output and clean images; where z is drawn it has `log_px_given_z` too
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -64,7 +68,8 @@ class AutoEncoder(Model):
         else:
             self.log_scale = None
         self.encoder = encoder
-        self.projection = Projection(encoder.output_dim, latent_dim, variational)
+        width: Any = encoder.output_dim
+        self.projection = Projection(width, latent_dim, variational)
         self.decoder = decoder
 
     judged_by = "x_hat"

@@ -19,8 +19,9 @@ class _Moments:
         layer.momentum = 1.0  # the running statistics become those of the batch
         self.handle = layer.train().register_forward_hook(self)
 
-    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def __call__(self, layer: _BatchNorm, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.counts.append(inputs[0].numel() // inputs[0].shape[1])
+        assert layer.running_mean is not None and layer.running_var is not None  # it tracks them
         self.means.append(layer.running_mean.clone())
         self.variances.append(layer.running_var.clone())
 
@@ -35,9 +36,12 @@ class _Moments:
         total = counts.sum()
         mean = (counts * means).sum(0) / total
         squares = ((counts - 1) * variances + counts * (means - mean) ** 2).sum(0)
-        self.layer.running_mean.copy_(mean)
-        self.layer.running_var.copy_(squares / (total - 1))
-        self.layer.num_batches_tracked.fill_(len(self.counts))
+        layer = self.layer
+        assert layer.running_mean is not None and layer.running_var is not None
+        assert layer.num_batches_tracked is not None
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(squares / (total - 1))
+        layer.num_batches_tracked.fill_(len(self.counts))
 
 
 @torch.no_grad()

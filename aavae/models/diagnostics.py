@@ -1,21 +1,38 @@
 """What is logged beside the loss: densities in bits, and how the latent code behaves."""
 
 import math
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aavae.models import Model
 from aavae.models.losses import NegativeELBO, bits_per_dim, kl_between, log_importance_weight
 from aavae.models.output import Output, full
 from aavae.runtime.device import send
 from aavae.runtime.randomness import uniform
 
 
+class Coder(Protocol):
+    """What is asked of an autoencoder here."""
+
+    latent_dim: int
+    loss: Any  # of output and clean images; a NegativeELBO where z is drawn
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether z is drawn."""
+
+    def encode(self, x: Tensor) -> Output:
+        """Up to μ and log σ²."""
+
+    def decode(self, encoded: Output, noise: Tensor | None) -> Output:
+        """From there on."""
+
+
 @torch.no_grad()
 def of_step(
-    model: Model,
+    model: Coder,
     output: Output,
     x: Tensor,
     clean: Output | None,
@@ -35,7 +52,7 @@ def of_step(
 
 @torch.no_grad()
 def of_held_out(
-    model: Model, view: Tensor, x: Tensor, std: Tensor, samples: int, generator: torch.Generator
+    model: Coder, view: Tensor, x: Tensor, std: Tensor, samples: int, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Of a held-out batch: losses and densities over `samples` latent samples, the agreement of the codes of views and
     clean images `x`, and μ `(B, D)` of those."""

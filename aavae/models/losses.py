@@ -50,6 +50,7 @@ def log_prior(z: Tensor) -> Tensor:
 
 def log_importance_weight(output: Output, log_px_given_z: Tensor) -> Tensor:
     """log p(x|z) + log p(z) − log q(z|view): the log-weight of each sample in the importance-weighted bound."""
+    assert output.z is not None and output.noise is not None  # it is decoded
     return log_px_given_z + log_prior(output.z) - log_posterior(output.noise, output.sigma)
 
 
@@ -87,17 +88,20 @@ class NegativeELBO:
 
     def scale(self, output: Output) -> Tensor:
         """Standard deviation of the likelihood, `(1,)`, in normalised pixel units."""
+        assert output.log_scale is not None  # of a variational autoencoder
         log_scale = full(output.log_scale)
         return (log_scale / 2 if self.scale_param == "logvar" else log_scale).exp() + STD_FLOOR
 
     def log_px_given_z(self, output: Output, x: Tensor) -> Tensor:
         """log p(x|z) of the target, in nats: `(B,)` or `(K, B)`."""
+        assert output.x_hat is not None  # it is decoded
         return log_likelihood(target_of(output, x, self.target), output.x_hat, self.scale(output))
 
     def divergence(self, output: Output) -> Tensor:
         """KL(q(z|view) ‖ p(z)), analytic or from the sample: `(B,)` or `(K, B)`."""
         if self.kl == "analytic":
             return kl_to_prior(output.mu, output.sigma)
+        assert output.z is not None and output.noise is not None
         return log_posterior(output.noise, output.sigma) - log_prior(output.z)
 
     def __call__(self, output: Output, x: Tensor) -> dict[str, Tensor]:
@@ -126,6 +130,7 @@ class ReconstructionLoss:
         self.target, self.reduction = target, reduction
 
     def __call__(self, output: Output, x: Tensor) -> dict[str, Tensor]:
+        assert output.x_hat is not None  # it is decoded
         squared = (full(output.x_hat) - full(target_of(output, x, self.target))) ** 2
         loss = squared.mean() if self.reduction == "mean" else 0.5 * squared.sum((1, 2, 3)).mean()
         return {"loss": loss}

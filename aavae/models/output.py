@@ -28,4 +28,5 @@ class Output(NamedTuple):
     @property
     def sigma(self) -> Tensor:
         """Standard deviation of q(z | view), `(B, D)`."""
+        assert self.log_var is not None  # of a variational encoder
         return (self.log_var / 2).exp() + STD_FLOOR

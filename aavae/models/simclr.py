@@ -1,6 +1,7 @@
 """SimCLR (Chen et al. 2020): two views of an image attract, views of different images repel."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,8 @@ class SimCLR(Model):
             raise UserError(f"model.temperature must be positive, not {temperature}")
         self.temperature, self.output_dim = temperature, output_dim
         self.encoder = encoder
-        self.projection = mlp(encoder.output_dim, hidden_dim or encoder.output_dim, output_dim, name="model")
+        width: Any = encoder.output_dim
+        self.projection = mlp(width, hidden_dim or width, output_dim, name="model")
 
     def about(self) -> str:
         """The size of the projection."""

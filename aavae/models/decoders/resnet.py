@@ -64,6 +64,11 @@ class ResNetDecoder(nn.Module):
     Raises UserError for an image size that the stages cannot reach with the encoder's stem.
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(
         self,
         latent_dim: int,

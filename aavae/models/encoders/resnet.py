@@ -48,6 +48,11 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """Images `(B, 3, H, W)` → average-pooled features `(B, output_dim)`; the arguments are those of `resnet`."""
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(self, bottleneck: bool, layers: list[int], channels: int, stem: str):
         super().__init__()
         self.conv1 = _conv(3, channels, 3) if stem == "cifar" else _conv(3, channels, 7, 2)

@@ -1,6 +1,7 @@
 """Any timm model by name, as an encoder."""
 
 import difflib
+from typing import Any
 
 import timm
 from torch import nn
@@ -22,7 +23,7 @@ def timm_model(name: str, image_size: int, kwargs: dict | None = None) -> nn.Mod
     if refused := [k for k in arguments if k.startswith(("pretrained", "checkpoint", "cache"))]:
         raise UserError(f"encoder.kwargs.{refused[0]}: pretraining starts from random weights; leave it out")
     try:
-        net = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+        net: Any = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
         net.output_dim = measure_output_dim(net, image_size)
     except Exception as error:  # timm's models raise what they like
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
