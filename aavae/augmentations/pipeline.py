@@ -4,8 +4,6 @@ Pipelines draw one row of parameters per image on the CPU, from a generator the 
 same numbers on every device; applying them never waits for the device.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -30,8 +28,6 @@ class Pipeline:
     """A distribution over views: `draw` parameters for n images, `apply` them, or call it to do both."""
 
     crops = False  # whether the first operation is a random resized crop, which streaming workers then do
-    scale: Sequence[float]  # of that: shares of the area
-    ratio: Sequence[float]  # and aspects, lowest and highest
     augments = True  # whether a view can differ from its image
 
     def draw(self, n: int, size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import hydra
 import yaml
@@ -74,7 +75,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None, primar
     if any(not isinstance(schema.find(o.key_or_group), list) for o in values):  # which may hold components
         schema = Schema(cfg, primary, schema.own)
     try:
-        config = OmegaConf.to_container(cfg, resolve=True)
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(_one_line(error)) from error
     for key, wrong in schema.check(config):
@@ -117,7 +118,7 @@ def for_hydra(overrides: Sequence[str], config_dir: str | None = None, primary: 
     base = _base(first, config_dir, primary, folders).cfg
     found = []
     for override in parsed:
-        line = override.input_line
+        line = _line(override)
         if not (_is_hydras(override) or _is_group(override, folders) or override.is_delete()):
             grows = isinstance(override.value(), dict) or not _holds(base, override.key_or_group)
             line = "+" * 2 * grows + line.lstrip("+") if grows or line.startswith("+") else line
@@ -125,14 +126,19 @@ def for_hydra(overrides: Sequence[str], config_dir: str | None = None, primary: 
     return found
 
 
-def _first(override: Override) -> str:
-    if override.is_sweep_override() and override.is_discrete_sweep():
-        return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()), 'null')}"
+def _line(override: Override) -> str:
+    assert override.input_line is not None  # it was parsed from a line
     return override.input_line
 
 
+def _first(override: Override) -> str:
+    if override.is_sweep_override() and override.is_discrete_sweep():
+        return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()), 'null')}"
+    return _line(override)
+
+
 def _holds(cfg: DictConfig, key: str) -> bool:
-    node = cfg
+    node: object = cfg
     for part in key.split("."):
         if not isinstance(node, DictConfig) or node._is_none() or part not in node.keys():  # noqa: SIM118 (`in` hides what is missing)
             return False
@@ -223,7 +229,7 @@ def _read_shipped(lines: tuple[str, ...], primary: str) -> Base:
 def _refuse_choice(override: Override, primary: str, folders: Sequence[Path]) -> None:
     group, own = override.key_or_group, override.key_or_group.split("@")[0] not in sources.groups()
     if (override.is_add() or override.is_force_add()) and not own:
-        raise UserError(f"write {override.input_line.lstrip('+')}, without the +: there is one choice a group")
+        raise UserError(f"write {_line(override).lstrip('+')}, without the +: there is one choice a group")
     if override.is_delete() or (value := override.value()) is None:
         raise UserError(f"{group} cannot be left out; choose another of its options")
     if override.is_sweep_override():
@@ -239,7 +245,7 @@ def _refuse_choice(override: Override, primary: str, folders: Sequence[Path]) ->
 
 
 def _refuse_several(override: Override) -> None:
-    key, given = override.key_or_group, override.input_line.partition("=")[2]
+    key, given = override.key_or_group, _line(override).partition("=")[2]
     as_list = f"a list is written {key}=[{given}]" if "(" not in given else "a text is quoted"
     raise UserError(f"{override.input_line} is several values: -m runs them all, and {as_list}")
 
@@ -307,8 +313,10 @@ def _one_line(error: BaseException) -> str:
 def plain(cfg: DictConfig) -> dict:
     """The resolved config as a plain dict, without Hydra's own node."""
     if "hydra" in cfg:
-        cfg = OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"])
-    return OmegaConf.to_container(cfg, resolve=True)
+        keys: list[Any] = [k for k in cfg if k != "hydra"]
+        cfg = OmegaConf.masked_copy(cfg, keys)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    return config
 
 
 def to_yaml(config: dict) -> str:

@@ -22,7 +22,7 @@ WORD = re.compile(r"""(?:[^\s'"\\]|\\.|'[^']*'|"[^"]*")+""")  # of a shell's lin
 def arguments(words: Sequence[str], primary: str) -> argparse.Namespace:
     """The words of a command, as Hydra understands them. Raises UserError for what it does not, or we do not."""
     parser = get_args_parser()
-    parser.error = _refuse
+    parser.error = _refuse  # type: ignore[method-assign]  # Hydra makes the parser
     options = {o: action for action in parser._actions for o in action.option_strings}
     awaited = False  # whether a word is the value of the option before it
     for i, word in enumerate(words):

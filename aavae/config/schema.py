@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -44,18 +45,18 @@ class Schema:
         self.own = own
         self.known, self.groups = _dials(primary), [*_groups(primary), *PRESETS * (primary == "config"), *sorted(own)]
         for group in _groups(primary):
-            node = cfg._get_node(group)
+            node: Any = cfg._get_node(group)
             if group in NAMED:
-                names = node if isinstance(node, DictConfig) else ()
+                names: Any = node if isinstance(node, DictConfig) else ()
                 self.known[group] = {name: _component(group, node._get_node(name), name) for name in names}
             elif group not in self.known or "_target_" in node:
                 known = _component(group, node)
                 self.known[group] = None if known is None else _merge(self.known.get(group, {}), known)
 
-    def find(self, key: str) -> object:
+    def find(self, key: str) -> list | dict | None:
         """The values that the shipped files give `key`: a list of them, a dict of keys, or None if its owner, who is
         not aavae, is to judge. Raises UserError for a key that there is not."""
-        found: object = self.known
+        found: Any = self.known
         parts = key.split(".")
         for i, part in enumerate(parts):
             if i == 0 and part in self.own:
@@ -128,7 +129,7 @@ def shown(value: object) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
 
 
-def _wrong(key: str, value: object, known: object) -> str | None:
+def _wrong(key: str, value: object, known: list | dict) -> str | None:
     """What `key` must be, if `value` is not; `known` as `Schema.find` gives it."""
     if isinstance(known, dict):
         if isinstance(value, dict):
@@ -188,7 +189,8 @@ def _names(examples: list) -> str:
 
 @cache
 def _load(path: Path) -> dict:
-    return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return content
 
 
 def _groups(primary: str) -> list[str]:

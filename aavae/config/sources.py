@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from functools import cache, wraps
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.config_search_path import SearchPathQuery
@@ -53,7 +54,7 @@ def remembered(function: Callable) -> Callable:
 def loader(config_dir: str | None = None, job_name: str = "app") -> Iterator:
     """Hydra's config loader over conf/ and `config_dir`, in the order of its command line; `hydra.compose` uses it."""
     with hydra.initialize_config_module("aavae.conf", job_name=job_name, version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
+        loader: Any = GlobalHydra.instance().config_loader()
         if config_dir:
             path = loader.get_search_path()
             path.prepend("command-line", f"file://{Path(config_dir).absolute()}", SearchPathQuery(provider="schema"))
@@ -65,8 +66,9 @@ def own_folders(config_dir: str | None, overrides: Sequence[Override] = ()) -> t
     """The user's folders of configs. Raises UserError for one that is not there."""
     given = [config_dir] if config_dir is not None else []
     for override in overrides:
-        if override.key_or_group == "hydra.searchpath" and isinstance(override.value(), list):
-            given += [str(path) for path in override.value()]
+        paths = override.value() if override.key_or_group == "hydra.searchpath" else None
+        if isinstance(paths, list):
+            given += [str(path) for path in paths]
     folders = []
     for path in given:
         folder = Path(path.removeprefix("file://"))

@@ -6,8 +6,8 @@ A dataset is cheap to construct and reads its images when `load` is called. Its 
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,24 @@ from aavae.augmentations.simclr import SimCLRViews
 from aavae.runtime.device import send
 
 SPLIT_SEED = 42  # of the released code, whatever the seed of the run (spec §1.5)
+
+
+class Images(Protocol):
+    """What every split is, in memory or streamed."""
+
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def take(self, indices: Tensor) -> "Images":
+        """The images at `indices`, as a split of their own."""
+
+    def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[Tensor]:
+        """The images, or those at `order`, uint8, `batch_size` at a time."""
+
+    def fingerprint(self) -> str:
+        """A short hash of what it holds."""
 
 
 class Split:
@@ -73,10 +91,10 @@ class Dataset(ABC):
 
     name: str
     num_classes: int
-    classes: tuple[str, ...] = ()
+    classes: Sequence[str] = ()
     image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Sequence[float]
+    std: Sequence[float]
     stem = "cifar"
     strength = 0.5
     blur_p = 0.0
@@ -86,11 +104,11 @@ class Dataset(ABC):
     rehearsed = False  # whether random images stand in for them
 
     def __init__(self):
-        self.splits: dict[str, Split] = {}
+        self.splits: Mapping[str, Images] = {}
         self._sent: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
-    def read(self, device: torch.device) -> dict[str, Split]:
+    def read(self, device: torch.device) -> Mapping[str, Images]:
         """Read the images; called once, by `load`."""
 
     def present(self) -> bool:
@@ -110,7 +128,7 @@ class Dataset(ABC):
             self.splits = self.read(torch.device(device))
         return self
 
-    def __getitem__(self, split: str) -> Split:
+    def __getitem__(self, split: str) -> Images:
         return self.load().splits[split]
 
     @property
@@ -135,7 +153,8 @@ class Dataset(ABC):
         # Sent to the device once: a step that sent them would wait for the device.
         key = (images.device, images.dtype)
         if key not in self._sent:
-            self._sent[key] = tuple(images.new_tensor(c).view(1, 3, 1, 1) for c in (self.mean, self.std))
+            mean, std = (images.new_tensor(c).view(1, 3, 1, 1) for c in (self.mean, self.std))
+            self._sent[key] = mean, std
         return self._sent[key]
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -180,10 +199,12 @@ def stratified_split(labels: Tensor, held: int) -> tuple[Tensor, Tensor]:
 
 def same_images(one: str | None, other: str | None) -> bool:
     """Whether two fingerprints are of one dataset, as far as is known: a longer one has seen more of the images."""
-    return bool(one and other) and (one.startswith(other) or other.startswith(one))
+    if not one or not other:
+        return False
+    return one.startswith(other) or other.startswith(one)
 
 
-def sample(split, n: int):
+def sample(split: Images, n: int) -> Images:
     """n images of `split`, or all if it has no more: drawn once and for all, since files may lie in order of class."""
     return split if n >= len(split) else split.take(seeded_split(len(split), n)[0])
 

@@ -35,7 +35,7 @@ def rgb(data: bytes) -> Image.Image:
     if not data:
         raise Unreadable("is empty")
     try:
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         refuse_pixels(*image.size)
         shift = _shift(image)
         image.load()

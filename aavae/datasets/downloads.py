@@ -116,11 +116,11 @@ class CIFAR10(Dataset):
     def _torchvision(self, root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         import torchvision  # takes seconds, which a run on a folder or zip need not wait
 
-        parts = []
-        for train in (True, False):
+        def part(train: bool) -> tuple[Tensor, Tensor]:
             data = fetch(torchvision.datasets.CIFAR10, root, "cifar-10-batches-py", train=train)
-            parts += [torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)]
-        return tuple(parts)
+            return torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)
+
+        return *part(True), *part(False)
 
     def read(self, device: torch.device) -> dict[str, Split]:
         """The three splits; a tenth of the training images, 5,000 of all of them, is held out."""

@@ -1,15 +1,16 @@
 """Your own images: `train/<class>/*.png` and `test/…`, `<class>/*.png`, or images without classes; and ImageNet."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from aavae.augmentations.pipeline import Pipeline
 from aavae.augmentations.simclr import ResizedCrops
-from aavae.datasets import Dataset, Split, seeded_split, stratified_split, to_float
+from aavae.datasets import Dataset, Images, Split, seeded_split, stratified_split, to_float
 from aavae.datasets.layout import Layout, layout, listed, readable
 from aavae.datasets.store import Store, reporter
 from aavae.datasets.streaming import StreamedSplit
@@ -31,10 +32,11 @@ def read_labelled(path: Path, image_size: int, num_classes: int) -> tuple[Tensor
             f"{count(len(found.classes), 'class')} and the parts {', '.join(found.parts)}; "
             "dataset=image_folder takes other layouts"
         )
-    out = []
-    for part in ("train", "test"):
-        out += [store.read(found.parts[part], image_size)[0], _labels(found, part)]
-    return tuple(out)
+
+    def read(part: str) -> tuple[Tensor, Tensor]:
+        return store.read(found.parts[part], image_size)[0], _labels(found, part)
+
+    return *read("train"), *read("test")
 
 
 def _labels(found: Layout, part: str) -> Tensor:
@@ -65,6 +67,8 @@ class ImageFolder(Dataset):
     """
 
     name = "image_folder"
+    mean: Any  # three numbers; None until they are computed
+    std: Any
 
     def __init__(
         self,
@@ -72,8 +76,8 @@ class ImageFolder(Dataset):
         image_size: int = 64,
         in_memory: bool = True,
         workers: int = 4,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         stem: str = "by_size",
         strength: float = 1.0,
         blur_p: float = 0.5,
@@ -95,7 +99,7 @@ class ImageFolder(Dataset):
             raise UserError("dataset.on_error=skip finds out what to skip by the check; leave dataset.check=true")
         if (mean is None) != (std is None):
             raise UserError("dataset.mean and dataset.std must be given together, or left to be computed")
-        if mean is not None and (len(mean) != 3 or len(std) != 3 or min(std) <= 0):
+        if mean is not None and std is not None and (len(mean) != 3 or len(std) != 3 or min(std) <= 0):
             raise UserError(f"dataset.mean and dataset.std are three numbers each, std positive; not {mean} and {std}")
         self.path = Path(path).expanduser()
         self.image_size, self.in_memory, self.workers = image_size, in_memory, workers
@@ -117,24 +121,24 @@ class ImageFolder(Dataset):
         """Random resized crops and flips."""
         return ResizedCrops()
 
-    def read(self, device: torch.device) -> dict[str, Split]:
+    def read(self, device: torch.device) -> dict[str, Images]:
         """`pretrain` and `pretrain_val`, and with labels `train`, `val` and `test`."""
         _say([*self.store.notes, *self.layout.notes])
         splits = self._in_memory(device) if self.in_memory else self._streamed()
         if self.classes:
-            self._say_rare({part: split.labels for part, split in splits.items()})
+            self._say_rare({part: split.labels for part, split in splits.items() if split.labels is not None})
         if self.mean is None:
             self.mean, self.std = _mean_and_std(splits["train"])
         pretraining = {"pretrain": splits["train"], "pretrain_val": splits["val"]}
         return pretraining | (splits if self.classes else {})
 
-    def _streamed(self) -> dict[str, StreamedSplit]:
+    def _streamed(self) -> dict[str, Images]:
         names = _flat(self.parts)
         found, labels = self._divided(self.store.check(names) if self.check else names)
         how = self.image_size, self.resize, self.workers
         return {part: StreamedSplit(self.store, some, labels.get(part), *how) for part, some in found.items()}
 
-    def _in_memory(self, device: torch.device) -> dict[str, Split]:
+    def _in_memory(self, device: torch.device) -> dict[str, Images]:
         found, labels = self._divided(_flat(self.parts))
         images, usable = self.store.read(_flat(found), self.image_size, self.resize)
         if len(usable) < len(_flat(found)):
@@ -148,8 +152,8 @@ class ImageFolder(Dataset):
     def _divided(self, usable: list[str]) -> tuple[dict[str, list[str]], dict[str, Tensor]]:
         """Names and labels of the parts, of which those that are not there are held out. Raises UserError for a part
         without images."""
-        usable = set(usable)
-        names = {part: [name for name in some if name in usable] for part, some in self.parts.items()}
+        there = set(usable)
+        names = {part: [name for name in some if name in there] for part, some in self.parts.items()}
         labels = {}
         if self.classes:
             labels = {part: _labels(self.layout._replace(parts=names), part) for part in names}
@@ -194,7 +198,7 @@ class ImageFolder(Dataset):
         return "".join(hashlib.sha256(half.encode()).hexdigest()[:8] for half in halves[: 1 + known])
 
 
-def _mean_and_std(split: Split | StreamedSplit, images: int = 10_000) -> tuple[list[float], list[float]]:
+def _mean_and_std(split: Images, images: int = 10_000) -> tuple[list[float], list[float]]:
     """Per channel, over up to 10,000 evenly spaced training images in [0, 1]."""
     some = torch.arange(0, len(split), max(1, len(split) // images))
     total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
@@ -245,7 +249,7 @@ class ImageNet(ImageFolder):
         """Whether there is a folder or zip to read."""
         return self.named or self.path.exists()
 
-    def read(self, device: torch.device) -> dict[str, Split]:
+    def read(self, device: torch.device) -> dict[str, Images]:
         """As of every folder. Raises UserError where there is none."""
         if not self.present():
             raise UserError(
@@ -259,5 +263,5 @@ class ImageNet(ImageFolder):
             return
         super()._find()
         if "val" in self.parts and "test" not in self.parts:
-            for by_part in (self.parts, self.layout.depths):
-                by_part["test"] = by_part.pop("val")
+            depths = self.layout.depths
+            self.parts["test"], depths["test"] = self.parts.pop("val"), depths.pop("val")

@@ -81,7 +81,7 @@ def layout(names: list[str]) -> Layout:
         )
     if "train" not in parts.values():
         raise UserError(f"dataset.path has {', '.join(f'{top}/' for top in parts)} but no train/ folder with images")
-    found = {part: by_top[top] for top, part in parts.items()}
+    found = {part: by_top[top] for top, part in parts.items() if part}
     return _with_classes(found, dict.fromkeys(found, 1))
 
 

@@ -6,6 +6,7 @@ import os
 import stat
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from aavae.datasets.layout import listed, readable
@@ -123,7 +124,9 @@ def of_folder(root: Path) -> Listing:
 
 class _Walk:
     def __init__(self, root: Path):
-        self.listing, self.folders, self.files = Listing(), set(), set()
+        self.listing = Listing()
+        self.folders: set[int] = set()
+        self.files: set[int] = set()
         self.names: set[str] = set()
         # A link to a folder around this one leads to everything once more.
         self.folders |= {_identity(os.stat(folder)) for folder in (root.resolve(), *root.resolve().parents)}
@@ -146,7 +149,7 @@ class _Walk:
                 if entry.is_symlink():
                     self.links.append((name, entry.path))
                 elif not entry.is_dir():
-                    self._file(name, entry)
+                    self._file(name, entry.stat)
                 elif is_hidden(entry.name):
                     self.listing.passed_over["hidden"] += 1
                 elif self._new_folder(entry.stat()):
@@ -162,7 +165,7 @@ class _Walk:
             self.listing.passed_over["broken links"] += 1
             return
         if not stat.S_ISDIR(found.st_mode):
-            self._file(name, None, found)
+            self._file(name, lambda: found)
         elif is_hidden(name.rsplit("/", 1)[-1]):
             self.listing.passed_over["hidden"] += 1
         elif self._new_folder(found):
@@ -176,11 +179,11 @@ class _Walk:
         self.folders.add(_identity(found))
         return new
 
-    def _file(self, name: str, entry: os.DirEntry | None, found: os.stat_result | None = None) -> None:
+    def _file(self, name: str, look: Callable[[], os.stat_result]) -> None:
         if not self.listing.wants(name):
             return
         try:
-            found = found or entry.stat()
+            found = look()
         except FileNotFoundError:  # gone in the meantime
             return
         if not stat.S_ISREG(found.st_mode):  # a pipe would keep us waiting for ever

@@ -1,7 +1,7 @@
 """Training batches whose order is a function of (seed, epoch), from memory or streamed."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,9 +71,11 @@ class Loader:
             yield Batch(self.dataset.target(source), source, cropped=False)
 
     def _streamed(self, whole: Tensor, epoch: int, first: int) -> Iterator[Batch]:
-        crops, scale, ratio = self.augmentation.crops, None, None
+        augmentation: Any = self.augmentation  # which has `scale` and `ratio` where it `crops`
+        split: Any = self.split  # a StreamedSplit
+        crops, scale, ratio = augmentation.crops, None, None
         if crops:
-            scale, ratio = self.augmentation.scale, self.augmentation.ratio
+            scale, ratio = augmentation.scale, augmentation.ratio
 
         def requests():
             for i, indices in enumerate(whole[first:], start=first):
@@ -85,6 +87,6 @@ class Loader:
                 pairs = zip(indices[self.share].tolist(), draws[self.share], strict=True)
                 yield [(index, draw, scale, ratio) for index, draw in pairs]
 
-        for images in self.split.stream(requests()):
+        for images in split.stream(requests()):
             clean, source, *others = (to_float(send(part, self.device)) for part in images)
             yield Batch(clean, source, crops, tuple(others))

@@ -51,4 +51,5 @@ def bytes_not_made(dataset: Dataset) -> int:
     """Bytes that the images of a dataset would take in memory, beside those that stand in for them."""
     if not dataset.rehearsed or not dataset.in_memory:
         return 0
-    return sum({id(split): split.not_made for split in dataset.splits.values()}.values())
+    splits = [split for split in dataset.splits.values() if isinstance(split, Rehearsal)]
+    return sum({id(split): split.not_made for split in splits}.values())

@@ -170,7 +170,8 @@ class Store:
                     bad[i] = error
             return bad
 
-        starts, bad = range(0, len(names), PIECE), {}
+        starts = range(0, len(names), PIECE)
+        bad: dict[int, BadImage] = {}
         with ThreadPoolExecutor(threads) as pool:
             for found in reporter().track(pool.map(piece, starts), len(starts), what):
                 bad |= found

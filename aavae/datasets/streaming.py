@@ -6,6 +6,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -87,7 +88,7 @@ class StreamedSplit:
         boxes = [[int(t) for t in crop_boxes(draw[None], image.height, image.width, scale, ratio)] for draw in draws]
         return clean, *(tvf.pil_to_tensor(tvf.resized_crop(image, *box, size, antialias=True)) for box in boxes)
 
-    def __getitem__(self, request) -> Tensor | tuple[Tensor, ...]:
+    def __getitem__(self, request) -> Tensor | tuple[Tensor, ...] | UserError:
         try:
             if isinstance(request, int):
                 return self.clean(self.store.open(self.names[request]))
@@ -97,11 +98,11 @@ class StreamedSplit:
 
     def stream(self, requests) -> Iterator:
         """Batches answering an iterable of lists of requests, each by `__getitem__`, in worker processes."""
-        workers = min(self.workers, len(cores()))
-        loader = DataLoader(
-            self,
+        images: Any = self  # which is no torch Dataset, only looks like one
+        loader: DataLoader = DataLoader(
+            images,
             batch_sampler=requests,
-            num_workers=workers,
+            num_workers=min(self.workers, len(cores())),
             collate_fn=_collate,
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # for the workers' seeds, which nobody uses; else torch's own would move

@@ -3,13 +3,17 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 CONFIG = "config.yaml"
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+_Quickest: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Quickest):
     # OmegaConf, which wrote these files, takes twenty times as long: most of a minute for a thousand of them.
     pass
 

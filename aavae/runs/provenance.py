@@ -29,14 +29,14 @@ def provenance(device: torch.device, command: str, seed: int | None, fingerprint
     """
     package = Path(aavae.__file__).parent
     git, here = checkout(package, "__init__.py"), checkout(Path.cwd())
-    another = here is not None and (git is None or here.root != git.root)
+    another = here if here and (git is None or here.root != git.root) else None
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": command,
         "seed": seed,
         "data": fingerprint,
         "git": git and {"commit": git.commit, "dirty": git.dirty},
-        "git_here": {"commit": here.commit, "dirty": here.dirty} if another else None,
+        "git_here": another and {"commit": another.commit, "dirty": another.dirty},
         "versions": versions(device),
         "device": hardware(device),
         "threads": torch.get_num_threads(),

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aavae.errors import UserError
 from aavae.runs import status
@@ -36,7 +37,7 @@ def read(folder: Path) -> dict:
 
 def record(folder: Path, overrides: list[str], config_dir: str | None, jobs: list[Job]) -> None:
     """Add a launch and its jobs; one that was there before is not there twice."""
-    sweep = {"name": folder.name, "created": status.now(), "launches": [], "jobs": []}
+    sweep: dict[str, Any] = {"name": folder.name, "created": status.now(), "launches": [], "jobs": []}
     if (folder / SWEEP).exists():
         sweep = read(folder)
     launches = [launch for launch in sweep["launches"] if launch["overrides"] != overrides]

@@ -28,10 +28,10 @@ def run(
                 print(f"{name}: {interrupted}", file=sys.stderr)
             code = 128 + getattr(error, "signum", signal.SIGINT)
         except SystemExit as error:  # argparse's, after --help; or of code that is not ours
-            code = error.code or 0
-            if isinstance(code, str):
-                print(code, file=sys.stderr)
-                code = 1
+            said = error.code or 0
+            if isinstance(said, str):
+                print(said, file=sys.stderr)
+            code = 1 if isinstance(said, str) else said
         out.flush()
         if out.lost and out.lost.errno not in output.GONE:
             print(f"{name}: cannot write what it prints ({out.lost.strerror})", file=sys.stderr)
