@@ -171,6 +171,7 @@ def trainer(
     from aavae.runtime.device import make_deterministic, pick_device, pick_precision
     from aavae.training import optimizers, schedules
     from aavae.training.inspector import Inspector
+    from aavae.training.settings import Settings
     from aavae.training.trainer import Trainer
 
     if cfg.seed < 0:
@@ -207,11 +208,8 @@ def trainer(
         probes(cfg, data.load(device, rehearse=cfg.dry_run), asked),
         lambda m: optimizers.optimizer(m, **settings),
         lambda steps: schedules.schedule(cfg.schedule.shape, cfg.schedule.warmup_epochs * factor, steps, cfg.epochs),
-        epochs=cfg.epochs,
-        batch_size=cfg.batch_size,
-        seed=cfg.seed,
+        Settings(epochs=cfg.epochs, batch_size=cfg.batch_size, seed=cfg.seed, **loop),
         device=device,
         precision=precision,
         processes=processes,
-        **loop,
     )

@@ -165,7 +165,8 @@ def _disk(trainer) -> int:
     """Bytes of a run folder: last.pt, previous.pt and the kept epochs, with two numbers a weight for the optimizer."""
     weights = sum(t.numel() * t.element_size() for t in trainer.model.state_dict().values())
     encoder = sum(t.numel() * t.element_size() for t in trainer.model.encoder.state_dict().values())
-    kept = sum(epoch <= trainer.epochs for epoch in trainer.checkpoint_epochs)
+    settings = trainer.settings
+    kept = sum(epoch <= settings.epochs for epoch in settings.checkpoint_epochs)
     return 3 * weights * (2 + kept) + encoder + SMALL_FILES
 
 

@@ -25,7 +25,7 @@ def estimate(trainer: Trainer, repeats: int = 2, most: int = 64) -> dict[str, fl
     trainer.model.train()
     batch = next(iter(trainer.loader.epoch(0)))
     whole = len(batch.clean)
-    if trainer.device.type == "cpu" and whole > most and trainer.accumulate == 1:
+    if trainer.device.type == "cpu" and whole > most and trainer.settings.accumulate == 1:
         # A CPU is slow enough to be timed on a part of the batch, and too slow for more.
         batch = Batch(batch.clean[:most], batch.source[:most], batch.cropped)
     rows = len(batch.clean)
@@ -58,7 +58,8 @@ def print_estimate(trainer: Trainer) -> float:
     if data.rehearsed:
         say(f"images      {STAND_IN.format(data.name)}{'' if data.in_memory else '; without the time to decode files'}")
     say(f"model       {count(parameters, 'parameter')}")
-    say(f"steps       {found['steps']:,} ({count(trainer.epochs, 'epoch')} of {trainer.loader.steps_per_epoch:,})")
+    every = f"{count(trainer.settings.epochs, 'epoch')} of {trainer.loader.steps_per_epoch:,}"
+    say(f"steps       {found['steps']:,} ({every})")
     say(f"time        about {duration(found['seconds'])} of training on {trainer.device}, {trainer.precision.name}")
     say(f"memory      {found['memory'] / 2**30:.1f} GiB {where}")
     say("dry run: nothing was written")

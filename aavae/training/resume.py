@@ -8,8 +8,8 @@ from aavae.weights import checkpoint, schema
 from aavae.weights.optimizer_state import restore as restore_optimizer
 
 
-def state_of(trainer) -> dict:
-    """The state of a trainer, as data."""
+def state_of(trainer, loggers: dict) -> dict:
+    """The state of a trainer, as data, with what the `loggers` remember."""
     return {
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict() | {"name": type(trainer.optimizer).__name__},
@@ -17,14 +17,14 @@ def state_of(trainer) -> dict:
         "learners": {guest.name: guest.probe.state() for guest in trainer.learners},
         "step": trainer.step,
         "steps_per_epoch": trainer.loader.steps_per_epoch,
-        "epochs": trainer.epochs,
+        "epochs": trainer.settings.epochs,
         "closed": trainer.closed,
         "score": trainer.score,
         "dataset": trainer.dataset.name,
         "mean": list(trainer.dataset.mean),
         "std": list(trainer.dataset.std),
         "image_size": trainer.dataset.image_size,
-        "loggers": trainer.logger.state(),
+        "loggers": loggers,
         "threads": torch.get_num_threads(),
     }
 
@@ -45,10 +45,10 @@ def restore(trainer, state: dict, origin: str) -> None:
             f"{origin} stands at step {state['step']:,} already, past the {trainer.total_steps:,} of this run; "
             "ask for more epochs (or trainer.max_steps), or use resume=never"
         )
-    if state["step"] and state["epochs"] != trainer.epochs and not trainer.schedule.extendable:
+    if state["step"] and state["epochs"] != trainer.settings.epochs and not trainer.schedule.extendable:
         raise UserError(
             f"{origin} was trained towards epochs={state['epochs']} with a {trainer.schedule.shape} schedule, which "
-            f"would have been another with epochs={trainer.epochs}; only schedule=constant can be extended"
+            f"would have been another with epochs={trainer.settings.epochs}; only schedule=constant can be extended"
         )
     checkpoint.fit_state(trainer.model, state["model"], origin)
     try:

@@ -23,6 +23,7 @@ from aavae.runtime.device import device_name, has_bf16_units
 from aavae.runtime.signals import Signals, listening
 from aavae.runtime.words import count, epochs
 from aavae.training import resume as restart
+from aavae.training.loop import Loop
 from aavae.training.trainer import Trainer
 from aavae.weights import checkpoint, encoder_file, schema
 
@@ -96,7 +97,7 @@ class Run:
                 note(self.folder, origin)
             with heart.beating() if leads else contextlib.nullcontext():
                 self._banner()
-                self.trainer.fit(self.folder, logger, self.reporter, signals, self.facts)
+                Loop(self.trainer, self.folder, logger, self.reporter, signals, self.facts).run()
                 if leads:
                     self._evaluate()
             signals.check()
@@ -288,7 +289,7 @@ class Run:
 
     def _save_encoder(self, encoder: nn.Module) -> None:
         t = self.trainer
-        recalibrated = t.clean_pass == "off"
+        recalibrated = t.settings.clean_pass == "off"
         facts = {
             "architecture": t.model.architecture["encoder"],
             "output_dim": t.model.encoder.output_dim,
@@ -317,7 +318,7 @@ class Run:
             "stage": self._stage,
             "step": t.step,
             "epoch": t.epoch,
-            "epochs": t.epochs,
+            "epochs": t.settings.epochs,
             "score": t.score,
             "saved": t.saved,
             "images_per_second": r.speed,

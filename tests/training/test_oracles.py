@@ -17,6 +17,7 @@ from aavae.loggers.screen import Reporter
 from aavae.runtime.processes import Processes
 from aavae.runtime.randomness import generator_for
 from aavae.runtime.signals import Signals
+from aavae.training.loop import Loop
 from aavae.training.trainer import Trainer
 
 BATCH, SIZE, STEPS, LATENT, SEED = 8, 8, 5, 4, 3
@@ -63,7 +64,7 @@ def fitted(trainer: Trainer, folder) -> dict[str, list[float]]:
         return terms
 
     trainer.train_step = spy
-    trainer.fit(folder, Loggers({}), Reporter(quiet=True), Signals(), {})
+    Loop(trainer, folder, Loggers({}), Reporter(quiet=True), Signals(), {}).run()
     return seen
 
 

@@ -112,7 +112,7 @@ def test_the_clean_pass_moves_batchnorm_twice_and_nothing_else():
 def test_the_fast_recipe_computes_what_the_reference_does():
     reference = ("trainer=reference", "precision=fp32")
     fast, slow = (trainer(*o) for o in ((), reference))
-    assert fast.channels_last and not slow.channels_last
+    assert fast.settings.channels_last and not slow.settings.channels_last
     for _ in range(3):
         losses = [t.train_step(first_batch(t))["loss"].item() for t in (fast, slow)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)

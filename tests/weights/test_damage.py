@@ -18,7 +18,6 @@ import torch
 import aavae
 from aavae import build
 from aavae.errors import Damaged, UserError
-from aavae.loggers import Loggers
 from aavae.runtime import targets
 from aavae.training import resume
 from aavae.weights import checkpoint, encoder_file
@@ -35,7 +34,6 @@ def trainer():
     """A trainer that has made a step."""
     cfg = build.compose([*SMALL, "trainer=debug", "batch_size=8", "probe=online"])
     trainer = build.trainer(cfg)
-    trainer.logger = Loggers({})
     trainer.train_step(next(iter(trainer.loader.epoch(0))))
     return trainer
 
@@ -43,7 +41,7 @@ def trainer():
 @pytest.fixture(scope="module")
 def good(trainer):
     """The contents of a checkpoint of a run."""
-    return resume.state_of(trainer) | {
+    return resume.state_of(trainer, {}) | {
         "config": {"method": "aavae", "seed": 0, "dataset": {"_target_": "aavae.datasets.synthetic.Synthetic"}},
         "architecture": trainer.model.architecture,
         "data": "0123456789abcdef",
@@ -410,8 +408,7 @@ def test_an_optimizer_that_counts_its_steps_elsewhere_goes_on_counting(good, nam
         for batch in batches[:stop]:
             trainer.train_step(batch)
         if stop < 3:
-            trainer.logger = Loggers({})
-            state, trainer = copy.deepcopy(resume.state_of(trainer)), build.trainer(cfg)
+            state, trainer = copy.deepcopy(resume.state_of(trainer, {})), build.trainer(cfg)
             resume.restore(trainer, good | state, "it")
             for batch in batches[stop:]:
                 trainer.train_step(batch)
