@@ -204,6 +204,12 @@ def same_images(one: str | None, other: str | None) -> bool:
     return one.startswith(other) or other.startswith(one)
 
 
+def labels_of(split: Images) -> Tensor:
+    """The labels of a split of a dataset that has some."""
+    assert split.labels is not None
+    return split.labels
+
+
 def sample(split: Images, n: int) -> Images:
     """n images of `split`, or all if it has no more: drawn once and for all, since files may lie in order of class."""
     return split if n >= len(split) else split.take(seeded_split(len(split), n)[0])

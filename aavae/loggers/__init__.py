@@ -54,7 +54,7 @@ class Loggers:
         """
         self._remembered = dict(run.remembered)
         # Weights & Biases allows 128 characters, and nobody reads more.
-        short = {key: shortened(name) for key in ("name", "group") if (name := getattr(run, key))}
+        short: dict[str, Any] = {key: shortened(name) for key in ("name", "group") if (name := getattr(run, key))}
         run = dataclasses.replace(run, **short)
         new = [path for logger in self._loggers.values() if not (path := run.folder / logger.place).exists()]
         try:

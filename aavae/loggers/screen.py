@@ -124,7 +124,8 @@ ACCURACIES = ("accuracy", "accuracy_sd")
 
 def results_tables(records: list[dict]) -> list[Table]:
     """What a person wants to see of results: a table of test accuracies, and one of measures for each other probe."""
-    tables, measured = [], {}
+    tables: list[Table] = []
+    measured: dict[tuple[str, str], list[dict]] = {}
     for r in records:
         if not r["metric"].startswith("accuracy"):
             measured.setdefault((r["probe"], r["split"]), []).append(r)
@@ -146,6 +147,7 @@ def accuracy_table(records: list[dict]) -> Table:
     cells = {}
     for probe, feature in shown:
         value, sd = (test.get((probe, feature, metric)) for metric in ACCURACIES)
+        assert value is not None  # no sd without it
         cells[probe, feature] = f"{100 * value:.1f}" + (f" ± {100 * sd:.1f}" if sd is not None else "")
     rows = {probe: PROBES.get(probe, probe) for probe in in_order((p for p, _ in shown), PROBES)}
     table = _table("Test accuracy, % (protocols in results.json)", "probe", rows, cells)

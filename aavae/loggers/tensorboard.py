@@ -29,7 +29,8 @@ class TensorBoard:
     def start(self, run: Beginning) -> None:
         """Begin a file; what was written after the step of a resumed run disappears, as it will be written again."""
         folder, self._training = run.folder / self.place, run.rewrites
-        self._step, self._last = run.step, None
+        self._step = run.step
+        self._last: int | None = None
         try:
             self._events = self._open(folder, forget_after=run.step if run.rewrites else None)
             self._describe(run)

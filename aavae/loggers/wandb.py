@@ -5,6 +5,7 @@ import os
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 from aavae.errors import UserError, first_line
 from aavae.loggers import Beginning
@@ -41,7 +42,8 @@ class WandB:
         """Begin the run, or continue the one the checkpoint remembers; under `wandb agent` it is the agent's."""
         import wandb
 
-        self._wandb, mode, known = wandb, self.mode, run.remembered.get("id")
+        self._wandb: Any = wandb
+        mode, known = self.mode, run.remembered.get("id")
         # WANDB_RUN_ID in the environment names one training, not every job of a sweep, nor an evaluation.
         apart = run.group is not None or run.job_type != "pretrain"
         arguments = {

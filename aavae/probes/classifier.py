@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aavae.datasets import Dataset, Split, to_float
+from aavae.datasets import Dataset, Images, labels_of, to_float
 from aavae.errors import UserError
 from aavae.probes.representations import Representation
 from aavae.runtime.device import Precision, send
@@ -113,7 +113,7 @@ def linear_head(features: int, classes: int, device: torch.device, generator: to
 
 
 def cropped_batches(
-    encode: Representation, dataset: Dataset, split: Split, how: Plan, keys: tuple
+    encode: Representation, dataset: Dataset, split: Images, how: Plan, keys: tuple
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images `(B, 3, H, W)`, shuffled and cropped anew in each epoch, and their labels, on the device.
 
@@ -123,7 +123,7 @@ def cropped_batches(
     for epoch in range(how.epochs):
         order = torch.randperm(len(split), generator=generator_for(*keys, "order", epoch))
         order = order[: how.per_epoch * how.size]
-        labels = send(split.labels[order], encode.device).split(how.size)
+        labels = send(labels_of(split)[order], encode.device).split(how.size)
         for batch, (images, truth) in enumerate(zip(split.batches(how.size, order), labels, strict=True)):
             # Of the whole image: the target's own crop would come on top.
             views = crops(to_float(images.to(encode.device)), generator_for(*keys, "crop", epoch, batch))

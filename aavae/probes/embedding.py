@@ -53,10 +53,10 @@ def neighbours(n: int) -> int:
 def standardised(features: torch.Tensor) -> np.ndarray:
     """Centred features `(N, F)` in units of their largest deviation, float64: neither map depends on scale, float32
     does. Zero where they differ by less than float32 can tell."""
-    features = features.cpu().double().numpy()
-    deviation = features - features.mean(0)
+    numbers = features.cpu().double().numpy()
+    deviation = numbers - numbers.mean(0)
     largest = np.abs(deviation).max()
-    return deviation / largest if largest > 1e-6 * np.abs(features).max() else np.zeros_like(features)
+    return deviation / largest if largest > 1e-6 * np.abs(numbers).max() else np.zeros_like(numbers)
 
 
 class Embedding:
@@ -85,9 +85,9 @@ class Embedding:
         split = sample(dataset["pretrain_val"], self.images)
         features, labels = encode.of(split, f"{encode.name} of pretrain_val images")
         n, dims = features.shape
-        features, perplexity = standardised(features), min(self.perplexity, (n - 1) / 3)
-        components, share = principal_components(features)
-        points, trust = neighbour_map(features, components, perplexity)
+        standard, perplexity = standardised(features), min(self.perplexity, (n - 1) / 3)
+        components, share = principal_components(standard)
+        points, trust = neighbour_map(standard, components, perplexity)
         maps = {
             f"PCA, {share:.0%} of the variance": components,
             f"t-SNE, perplexity {perplexity:.3g}, trustworthiness {trust:.2f}": points,

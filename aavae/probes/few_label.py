@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aavae.datasets import Dataset
+from aavae.datasets import Dataset, labels_of
 from aavae.errors import UserError
 from aavae.probes.representations import Representation
 from aavae.runs.results import record
@@ -35,7 +35,7 @@ class FewLabel:
 
     def check(self, dataset: Dataset) -> None:
         """Raise UserError where a class has fewer training images than labels are asked for."""
-        self._refuse_scarce(dataset["train"].labels, dataset.num_classes)
+        self._refuse_scarce(labels_of(dataset["train"]), dataset.num_classes)
 
     def _refuse_scarce(self, labels: Tensor, num_classes: int) -> None:
         scarcest = int(labels.bincount(minlength=num_classes).min())

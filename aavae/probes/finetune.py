@@ -4,12 +4,13 @@ import contextlib
 import copy
 import statistics
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from aavae.datasets import Dataset, Split
+from aavae.datasets import Dataset, Images, labels_of
 from aavae.errors import UserError
 from aavae.probes.classifier import SGD, Plan, cropped_batches, linear_head, plan
 from aavae.probes.few_label import draw_per_class
@@ -39,15 +40,17 @@ def _trainable(encoder: nn.Module) -> nn.Module:
 
 
 def fine_tuned(
-    encode: Representation, dataset: Dataset, split: Split, sgd: SGD, how: Plan, keys: tuple, what: str
+    encode: Representation, dataset: Dataset, split: Images, sgd: SGD, how: Plan, keys: tuple, what: str
 ) -> nn.Module:
     """A copy of the encoder and a linear head, both trained on `split`: normalised images → logits, in eval mode.
 
     BatchNorm is in training mode while it learns, in the precision of `encode`; what was float32 with TensorFloat-32
     is float32 here. Order, crops, head and dropout are a function of `keys`.
     """
+    assert encode.encoder is not None  # else it is `missing`
     encoder = _trainable(encode.encoder)
-    head = linear_head(encoder.output_dim, dataset.num_classes, encode.device, generator_for(*keys, "head"))
+    width: Any = encoder.output_dim
+    head = linear_head(width, dataset.num_classes, encode.device, generator_for(*keys, "head"))
     model = nn.Sequential(encoder, nn.Flatten(), head)
     batches = encode.track(cropped_batches(encode, dataset, split, how, keys), how.steps, what)
     with full_float32(), _own_dropout(encode.device, seed_for(*keys, "dropout")):
@@ -57,14 +60,14 @@ def fine_tuned(
 
 @torch.no_grad()
 @without_search()
-def accuracy(model: nn.Module, encode: Representation, split: Split, what: str) -> float:
+def accuracy(model: nn.Module, encode: Representation, split: Images, what: str) -> float:
     """The share of clean images of `split` that `model` classifies rightly."""
     size, predicted = encode.batch_size, []
     for images in encode.track(split.batches(size), -(-len(split) // size), what):
         with encode.precision.autocast():
             predicted.append(model(encode.normalized(images)).argmax(1))
-    predicted = torch.cat(predicted)
-    return (predicted == split.labels.to(predicted.device)).float().mean().item()
+    found = torch.cat(predicted)
+    return (found == labels_of(split).to(found.device)).float().mean().item()
 
 
 def _no_encoder(encode: Representation) -> str | None:
@@ -155,7 +158,7 @@ class Semi:
     def check(self, dataset: Dataset) -> None:
         """Raise UserError where a class has too few training images for a draw with as many of every class."""
         train = dataset["train"]
-        scarcest = int(train.labels.bincount(minlength=dataset.num_classes).min())
+        scarcest = int(labels_of(train).bincount(minlength=dataset.num_classes).min())
         for fraction in self.fractions:
             if (n := labels_per_class(fraction, len(train), dataset.num_classes)) > scarcest:
                 raise UserError(
@@ -182,7 +185,7 @@ class Semi:
         accuracies: dict[str, list[float]] = {split: [] for split in HELD_OUT}
         for draw in range(self.draws):
             keys, what = (self.seed, name, draw), f"{name} of {encode.name}"
-            chosen = draw_per_class(train.labels.cpu(), n, generator_for(*keys, "labels"))
+            chosen = draw_per_class(labels_of(train).cpu(), n, generator_for(*keys, "labels"))
             model = fine_tuned(encode, dataset, train.take(chosen), self.sgd, how, keys, what)
             for split, found in accuracies.items():
                 found.append(accuracy(model, encode, dataset[split], f"{what}, {split} images"))

@@ -1,6 +1,7 @@
 """The shape of a cloud of features: ranks, alignment, uniformity; and of a latent code, which units it uses."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,9 +78,11 @@ def uniformity(products: Tensor) -> Tensor:
 @full_float32()
 def posterior(encode: Representation, split) -> tuple[Tensor, Tensor]:
     """KL(q(z|x) ‖ p(z)) in nats and σ, each `(D,)` per latent, averaged over the clean images of `split`."""
-    kl, sigma = 0.0, 0.0
+    model: Any = encode.model  # an autoencoder
+    zero: Any = 0.0  # a Tensor, once something is added
+    kl, sigma = zero, zero
     for images in split.batches(encode.batch_size):
-        code = encode.model.encode(encode.normalized(images))
+        code = model.encode(encode.normalized(images))
         per_latent = kl_to_prior(code.mu[..., None], code.sigma[..., None])  # it sums over its last dimension
         kl, sigma = kl + per_latent.cpu().double().sum(0), sigma + code.sigma.cpu().double().sum(0)
     return kl / len(split), sigma / len(split)
@@ -121,7 +124,7 @@ class Geometry:
             f"uncentred: RankMe {measured['rankme'][0]:.1f}": spectrum,
             f"centred: effective rank {measured['effective_rank'][0]:.1f}": about_mean,
         }
-        latents = {}
+        latents: dict[str, tuple[Tensor, float | None]] = {}
         if encode.name == "mu":
             found, latents = self._latents(encode, split, features)
             measured |= found
@@ -137,7 +140,9 @@ class Geometry:
         """Metrics with protocols, and what is drawn per latent."""
         active = active_units(mu)
         measured = {"active_units": (active, "latents with a variance of μ above 0.01")}
-        latents = {f"variance of μ: {active:.0f} of {mu.shape[1]} above 0.01": (mu.var(0, correction=0).cpu(), 0.01)}
+        latents: dict[str, tuple[Tensor, float | None]] = {
+            f"variance of μ: {active:.0f} of {mu.shape[1]} above 0.01": (mu.var(0, correction=0).cpu(), 0.01)
+        }
         if getattr(encode.model, "variational", False):
             kl, sigma = posterior(encode, split)
             measured |= {

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,7 +148,7 @@ class Results:
         self.folder, self.logger, self.step = folder, logger, step
         self.records = [r for r in read_results(folder) if r["epoch"] == epoch] if keep else []
 
-    def add(self, records: list[dict], pictures: list[Picture] = ()) -> None:
+    def add(self, records: list[dict], pictures: Sequence[Picture] = ()) -> None:
         """Write what a probe has found."""
         new = {name_of(r) for r in records}
         self.records = [r for r in self.records if name_of(r) not in new] + records
@@ -156,7 +156,7 @@ class Results:
         keep_pictures(pictures, self.folder, self.logger, self.step)
 
 
-def keep_pictures(pictures: list[Picture], folder: Path, logger: Loggers, step: int) -> None:
+def keep_pictures(pictures: Sequence[Picture], folder: Path, logger: Loggers, step: int) -> None:
     """Write pictures to `folder` and show them to the loggers."""
     for picture in pictures:
         path = folder / f"{picture.name}.png"

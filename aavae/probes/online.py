@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aavae.datasets import Dataset, Split, to_float
+from aavae.datasets import Dataset, Split, labels_of, to_float
 from aavae.errors import Damaged, UserError, first_line
 from aavae.probes.classifier import linear_head
 from aavae.probes.representations import Representation
@@ -59,6 +59,7 @@ class Online:
         """One step on the labelled batch of this `step`; its loss and accuracy, and nothing of steps in between."""
         if step % self.every:
             return {}
+        assert self.head is not None  # it has begun
         x, labels = self._batch(step // self.every)
         was_training = encoder.training
         encoder.eval()
@@ -81,12 +82,14 @@ class Online:
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, torch.randperm(n, generator=generator_for(self.seed, "online", epoch))
         some = self._images.take(self._order[1][position * size : (position + 1) * size])
+        assert self.head is not None
         device = self.head.weight.device
         views = self._crops(to_float(some.images.to(device)), generator_for(self.seed, "online crops", index))
-        return self._dataset.normalize(views), send(some.labels, device)
+        return self._dataset.normalize(views), send(labels_of(some), device)
 
     def state(self) -> dict:
         """Classifier, optimizer, and the settings it learns by, as data."""
+        assert self.head is not None
         return {
             "head": self.head.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -109,8 +112,9 @@ class Online:
                 raise ValueError(f"steps={state['steps']!r}")
             if self.head is not None and self.head.weight.shape != (num_classes, output_dim):
                 raise ValueError(f"{num_classes} classes of {output_dim} features")
-            self._attach(nn.utils.skip_init(nn.Linear, output_dim, num_classes, device=device))
-            self.head.load_state_dict(state["head"])
+            head = nn.utils.skip_init(nn.Linear, output_dim, num_classes, device=device)
+            self._attach(head)
+            head.load_state_dict(state["head"])
             restore_optimizer(self._optimizer, state["optimizer"])
             self.steps = state["steps"]
             # The order of the images depends on seed and batch size, which are those restored.
@@ -130,6 +134,7 @@ class Online:
     @torch.no_grad()
     def accuracy(self, encode: Representation, split: str) -> float:
         """The accuracy on a split, as a fraction."""
+        assert self.head is not None  # else it is `missing`
         features, truth = encode(split)
         return (self.head(features).argmax(1) == truth).float().mean().item()
 

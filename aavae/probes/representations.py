@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from aavae.augmentations.pipeline import Pipeline
-from aavae.datasets import Dataset, Split, sample, to_float
+from aavae.datasets import Dataset, Images, sample, to_float
 from aavae.errors import UserError
 from aavae.models import Features, Model
 from aavae.models.batchnorm import recalibrated
@@ -54,7 +55,8 @@ class Representation:
         self.name, self.dataset, self.device, self.batch_size = name, dataset, device, batch_size
         self.encoder, self.model, self.views = encoder, model, views or Pipeline()
         self.precision, self.track = precision or Precision.float32(device), track
-        self._compute, self._features = features, {}
+        self._compute = features
+        self._features: dict[str, tuple[Tensor, Any]] = {}
 
     def __call__(self, split: str) -> tuple[Tensor, Tensor]:
         """Features `(N, F)` float32 of the clean images of `split`, and labels `(N,)`, on one device."""
@@ -62,7 +64,7 @@ class Representation:
             self._features[split] = self.of(self.dataset[split], f"{self.name} of {split} images")
         return self._features[split]
 
-    def of(self, split: Split, what: str = "features") -> tuple[Tensor, Tensor | None]:
+    def of(self, split: Images, what: str = "features") -> tuple[Tensor, Tensor | None]:
         """Features and labels (None where there are none) of any images."""
         # Another draw for every `what`: a noise that two splits shared would make neighbours of unlike images.
         generator, total = generator_for("features", what), -(-len(split) // self.batch_size)
@@ -118,12 +120,11 @@ class Representations:
     ):
         self.dataset, self.device, self.precision, self.track = dataset, device, precision, track
         self._untrained, self._recalibration_images = untrained, recalibration_images
-        whole = isinstance(trained, Model)
-        forward = type(trained).clean if whole else nn.Module.__call__
+        forward: Callable = type(trained).clean if isinstance(trained, Model) else nn.Module.__call__
         frozen = self._recalibrated(trained, forward) if recalibrates else copy.deepcopy(trained).eval()
-        self.model = frozen if whole else None
-        self.encoder = frozen.encoder if whole else frozen
-        self._own = frozen.features() if whole else {}
+        self.model = frozen if isinstance(frozen, Model) else None
+        self.encoder = frozen.encoder if isinstance(frozen, Model) else frozen
+        self._own = frozen.features() if isinstance(frozen, Model) else {}
         # A model trained without augmentation is shown the views that its dataset recommends.
         self.views = augmentation if augmentation.augments else dataset.views()
         self._made: dict[str, Representation] = {}
@@ -164,6 +165,7 @@ class Representations:
     def _make(self, name: str) -> Representation:
         encoder = self.encoder if name == "h" else None
         if name == "h_untrained":
+            assert self._untrained is not None  # else it is `missing`
             # BatchNorm as it starts, with 0 and 1, would make it an unfair baseline.
             encoder = self._recalibrated(self._untrained().to(self.device))
         return Representation(

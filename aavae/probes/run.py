@@ -65,7 +65,7 @@ class Judgement:
             except KeyboardInterrupt as error:
                 found = f"what was found so far is in {shown(folder / RESULTS)}"
                 self.reporter.say(f"stopped; {found if results.records else 'nothing was found yet'}")
-                error.said = True
+                error.said = True  # type: ignore[attr-defined]  # which `exits.run` looks for
                 raise
             finally:
                 self.logger.close(failed)
@@ -88,7 +88,7 @@ class Judgement:
         layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
         return Representations(
             # The layout of training, so that convolutions round as they did there.
-            t.model.to(self.device, memory_format=layout),
+            t.model.to(self.device, memory_format=layout),  # type: ignore[call-overload]  # of torch's stubs
             None if t.seed is None else self._untrained,
             self.dataset,
             self.augmentation,

@@ -1,6 +1,7 @@
 """How alike the features of an image's views are, beside those of other images' views (paper Fig. 5)."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,8 @@ def mean_cosines(features: Tensor, centre: Tensor | float, scale: float) -> tupl
     From sums of unit vectors, since Σᵢⱼ uᵢ·uⱼ = ‖Σᵢ uᵢ‖²: the matrix of all pairs need not fit into memory.
     """
     n, k, _ = features.shape
-    total, squares, selves = 0.0, 0.0, 0.0
+    zero: Any = 0.0  # a Tensor, once something is added
+    total, squares, selves = zero, zero, zero
     for views in features:
         unit = directions(views, centre, scale)
         own = unit.sum(0)

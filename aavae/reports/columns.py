@@ -30,7 +30,8 @@ def columns_of(jobs: list[Job]) -> list[Column]:
     found = _typed(jobs)
     begun = [i for i, job in enumerate(jobs) if job.config]
     typed = [[same(c.values[i]) for i in begun] for c in found]
-    choices, shown = list(typed), {}
+    choices = list(typed)
+    shown: dict[str, list[str]] = {}
     for column in sorted(varying(jobs), key=lambda c: _telling(c.key)):
         key, values = column.key, [same(column.values[i]) for i in begun]
         twin = next((k for k, other in shown.items() if decides([other], values) and decides([values], other)), None)
@@ -92,7 +93,7 @@ def _asked(job: Job, key: str, is_group: bool, unasked: object) -> object:
 
 def _default(jobs: list[Job], key: str) -> object:
     """What `key` is where nothing was asked, as far as the jobs that have begun tell."""
-    begun = [job.config for job in jobs if job.config and key not in job.overrides]
+    begun = [job.config for job in jobs if job.config and key not in (job.overrides or {})]
     found = {same(config.get(key, ABSENT)): config.get(key, ABSENT) for config in begun}
     return next(iter(found.values())) if len(found) == 1 else ABSENT
 

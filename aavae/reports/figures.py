@@ -1,5 +1,6 @@
 """Pictures: reconstructions, cosine matrices with their views, spectra, and maps with thumbnails."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,7 @@ def _bars(axis, values: np.ndarray, threshold: float | None) -> None:
 
 
 def embedding_figure(
-    maps: dict[str, np.ndarray], images: Tensor, labels: Tensor | None, names: list[str], title: str
+    maps: dict[str, np.ndarray], images: Tensor, labels: Tensor | None, names: Sequence[str], title: str
 ) -> bytes:
     """Maps `{title: (N, 2)}` of images `(N, 3, H, W)` in [0, 1], some of which are shown where they lie; points in the
     colours of their classes, with a legend of the class `names` unless they are too many; as a PNG."""

@@ -84,7 +84,8 @@ def find_jobs(folder: Path) -> tuple[list[Job], list[str]]:
         try:
             sweep = read_sweep(place)
         except UserError as error:
-            sweep = problems.append(str(error))
+            problems.append(str(error))
+            sweep = None
         for entry in sweep["jobs"] if sweep else []:
             own = place / entry["folder"]
             jobs[own] = _read_job(own, entry["name"], entry["overrides"])

@@ -140,8 +140,8 @@ def _baselines(jobs: list[Job], columns: list[Column]) -> list[Row]:
 
 
 def _ordered(value: object) -> tuple:
-    number = isinstance(value, int | float)
-    return (value == ABSENT, not number, float(value) if number else 0.0, str(value))
+    number = float(value) if isinstance(value, int | float) else None
+    return (value == ABSENT, number is None, number or 0.0, str(value))
 
 
 def accuracies(jobs: list[Job], feature: str) -> dict[str, Spread]:
@@ -164,6 +164,7 @@ def _accuracy(jobs: list[Job], records: dict[Path, dict]) -> Spread:
     # What a probe chose by itself, and its seed, may differ.
     protocols = {re.sub(r"weight decay \S+ chosen|seed \d+", "", str(r.get("protocol"))) for r in records.values()}
     spread = _spread([job for job in jobs if job.folder in records], lambda job: records[job.folder]["value"])
+    assert spread is not None  # each record is of a job
     return spread._replace(mixed=len(protocols) > 1)
 
 

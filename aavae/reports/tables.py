@@ -7,9 +7,10 @@ import os
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -142,7 +143,7 @@ def screen(summary: Summary) -> Table:
     for i, column in enumerate(zip(head, *body, strict=True)):
         whole = i < numbers - 1 and max(map(len, column)) <= 24
         word = max(len(word) for cell in column for word in [*cell.split(), ""])
-        justify = "right" if i >= numbers else "left"
+        justify: JustifyMethod = "right" if i >= numbers else "left"
         table.add_column(
             Text(head[i]), justify=justify, overflow="fold", no_wrap=whole, min_width=None if whole else min(word, 12)
         )
@@ -214,7 +215,7 @@ def as_csv(summary: Summary) -> str:
     settings |= {c.key: c.values for c in varying(summary.jobs) if c.key not in settings}
     rows = []
     for i, job in enumerate(summary.jobs):
-        row = {"folder": _relative(job.folder, summary.folder), "name": job.name, "state": job.state}
+        row: dict[str, Any] = {"folder": _relative(job.folder, summary.folder), "name": job.name, "state": job.state}
         row["reason"] = job.line if job.state in UNDONE and job.reason is None else job.reason
         row |= {key: text(values[i]) for key, values in settings.items() if values[i] != ABSENT}
         row |= {"seed": job.seed, "epochs": job.config.get("epochs", (job.overrides or {}).get("epochs"))}

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import SupportsFloat
 
 from aavae.errors import UserError
 
@@ -28,7 +29,9 @@ def name_of(r: dict) -> str:
     return f"{r['probe']}/{r['feature']}/{r['split']}/{r['metric']}"
 
 
-def record(probe: str, feature: str, split: str, value: float, n: int, protocol: str, metric: str = "accuracy") -> dict:
+def record(
+    probe: str, feature: str, split: str, value: SupportsFloat, n: int, protocol: str, metric: str = "accuracy"
+) -> dict:
     """One result; `n` is the number of images it was measured on."""
     return {
         "probe": probe,

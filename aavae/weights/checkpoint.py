@@ -6,7 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from aavae.weights import schema
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
 FORMAT = 1
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 # ---- Files --------------------------------------------------------------------------------------------------------
@@ -123,6 +125,7 @@ def _newest_first(folder: Path, needed: Sequence[str], faults: dict[str, str]) -
             return load(path, (*needed, "step")) if path.exists() else None
         except Damaged as error:
             faults[path.name] = error.reason
+            return None
 
     if last := loaded(folder / LAST):
         yield folder / LAST, last
@@ -158,7 +161,7 @@ def _plain(fact: torch.Size | torch.dtype) -> str:
     return str(tuple(fact)) if isinstance(fact, torch.Size) else str(fact).removeprefix("torch.")
 
 
-def fitted(describe: Callable[[], nn.Module], weights: dict[str, Tensor], path: Path) -> nn.Module:
+def fitted(describe: Callable[[], Module], weights: dict[str, Tensor], path: Path) -> Module:
     """The module that `describe` builds, with `weights`; built on the meta device first, where sizes cost no memory.
 
     Raises Damaged, naming `path`, where nothing can be built or the weights do not fit.

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict]:
     return tensors, facts | {name: tuple(facts[name]) for name in ("mean", "std")}
 
 
-def digest(header: dict, content: bytes) -> str:
+def digest(header: dict, content: bytes | memoryview) -> str:
     """SHA-256 of a safetensors file: its header (names, dtypes, shapes, facts) without the digest, and its tensors."""
     facts = {k: v for k, v in header.get(METADATA, {}).items() if k != DIGEST}
     sha = hashlib.sha256(_canonical(header | {METADATA: facts}))
@@ -89,7 +90,7 @@ def _canonical(header: dict) -> bytes:
     return json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _plain(text: str) -> object:
+def _plain(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from torch import nn
 
@@ -20,6 +20,14 @@ PORTABLE = (
     "format", "architecture", "model", "mean", "std", "image_size", "step", "steps_per_epoch", "data", "dataset",
     "config",
 )  # fmt: skip
+
+
+class Said(TypedDict, total=False):
+    """What is said of a checkpoint that leaves it open."""
+
+    stem: str | None
+    image_size: int | None
+    dataset: str | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class Trained:
         return targets.component(node, ("",) if chosen else targets.trusting(self.trust, DATA))
 
 
-def load_trained(path: Path, trust: tuple[str, ...] = (), **unstated: str | int | None) -> Trained:
+def load_trained(path: Path, trust: tuple[str, ...] = (), **unstated: Unpack[Said]) -> Trained:
     """What lies at `path`: a run folder, checkpoint, or `encoder.safetensors`. Raises UserError for none of these.
 
     `unstated` are the `stem`, `image_size` and `dataset` of a checkpoint of the released code that does not say them.
@@ -126,7 +134,7 @@ def _encoder_alone(path: Path, trust: tuple[str, ...]) -> Trained:
 
 
 def _read(
-    path: Path, trust: tuple[str, ...], needed: Sequence[str] = schema.MODEL, **said: str | int | None
+    path: Path, trust: tuple[str, ...], needed: Sequence[str] = schema.MODEL, **said: Unpack[Said]
 ) -> tuple[Model, dict, Path, str | None]:
     """The model of a run folder or checkpoint, its state, its file, and what to tell the user of how it was found."""
     allowed = targets.trusting(trust)
@@ -160,7 +168,7 @@ def read_state(
     return state
 
 
-def portable(path: Path, trust: tuple[str, ...] = (), **said: str | int | None) -> tuple[dict, str | None]:
+def portable(path: Path, trust: tuple[str, ...] = (), **said: Unpack[Said]) -> tuple[dict, str | None]:
     """The checkpoint of a run folder or file, without what only continuing the run would need, and a note on it.
 
     Raises UserError where there is none, or none that gives a model; `said` is as for `load_model`.
@@ -185,7 +193,7 @@ def load_model(
     that holds no model or a damaged one, and where what you say is not what the file says; warns where an older
     checkpoint of a run folder is used because the last one is damaged.
     """
-    said = {"stem": stem, "image_size": image_size, "dataset": dataset}
+    said: Said = {"stem": stem, "image_size": image_size, "dataset": dataset}
     model, state, file, note = _read(_full(path), trust, **said)
     agree(file, state, **said)
     if note:
@@ -207,8 +215,10 @@ def load_encoder(
     It maps images `(B, 3, H, W)`, normalised with `mean` and `std`, to `(B, output_dim)`. Arguments and errors are
     those of `load_model`.
     """
-    path, said = Path(path).expanduser(), {"stem": stem, "image_size": image_size, "dataset": dataset}
+    path = Path(path).expanduser()
+    said: Said = {"stem": stem, "image_size": image_size, "dataset": dataset}
     own = path / encoder_file.ENCODER
+    encoder: Any
     if path.suffix == ".safetensors" or own.exists():
         encoder, facts = _alone(own if own.exists() else path, trust)
         agree(path, facts, **said)

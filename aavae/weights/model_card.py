@@ -1,5 +1,6 @@
 """What a file of weights says about itself: facts for programs, a model card for people."""
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,19 +18,41 @@ def facts_of(trained: Trained) -> tuple[nn.Module, dict]:
         return trained.model, dict(trained.facts)
     encoder = trained.model.encoder
     recalibrated = trained.config.get("trainer", {}).get("clean_pass") == "off"  # for the probes, not in the checkpoint
-    return encoder, {
-        "architecture": trained.architecture,
+    statistics = "running, of training"
+    statistics += "; accuracies are of statistics recalibrated on clean training images" if recalibrated else ""
+    said = {"mean": trained.mean, "std": trained.std, "image_size": trained.image_size, "dataset": trained.dataset}
+    said |= {"method": trained.method, "data": trained.data, "epochs": trained.epoch, "seed": trained.seed}
+    return encoder, facts(encoder, trained.architecture, statistics, **said)
+
+
+def facts(
+    encoder: nn.Module,
+    architecture: dict,
+    statistics: str,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    image_size: int | None,
+    method: str,
+    dataset: str | None,
+    data: str | None,
+    epochs: float,
+    seed: int | None,
+) -> dict:
+    """What a file says of an encoder: how it is built, what images it takes, how it was trained; `statistics` says
+    which its BatchNorm has."""
+    return {
+        "architecture": architecture,
         "output_dim": encoder.output_dim,
-        "mean": list(trained.mean),
-        "std": list(trained.std),
-        "image_size": trained.image_size,
-        "batchnorm_statistics": "running, of training"
-        + ("; accuracies are of statistics recalibrated on clean training images" if recalibrated else ""),
-        "method": trained.method,
-        "dataset": trained.dataset,
-        "data": trained.data,
-        "epochs": trained.epoch,
-        "seed": trained.seed,
+        "mean": list(mean),
+        "std": list(std),
+        "image_size": image_size,
+        "batchnorm_statistics": statistics,
+        "method": method,
+        "dataset": dataset,
+        "data": data,
+        "epochs": epochs,
+        "seed": seed,
         "aavae_version": version("aavae"),
     }
 

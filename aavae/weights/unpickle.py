@@ -40,6 +40,8 @@ HARMLESS = {"argparse", "collections", "copyreg", "datetime", "decimal", "enum",
 class Inert:
     """Stands for an object of a class that was not imported; `content` is what the file says is in it."""
 
+    content: dict[Any, Any]
+
     def __new__(cls, *args, **kwargs):
         instance = super().__new__(cls)
         instance.content = {}
