@@ -163,6 +163,10 @@ class Command:
             raise UserError(f"the folder {folder} cannot be made ({error}); name another {key}=") from error
         self.kept = True
 
+    def launch_sweep(self, sweep: Multirun, overrides: list[str], config_dir: str | None, folder: Path) -> int:
+        """Hand `sweep` to Hydra, whose launcher comes back to it; the exit code."""
+        return self.launch(Task(self, sweep=sweep), self.sweeping(overrides, config_dir, folder))
+
     def launch(self, task: "Task", words: list[str]) -> int:
         """Hand `task` to Hydra, which reads `words`; the exit code.
 

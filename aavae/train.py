@@ -2,8 +2,6 @@
 
 import contextlib
 import hashlib
-import shlex
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +9,11 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from aavae import build
-from aavae.command import Command, Task
-from aavae.errors import GaveUp, UserError
+from aavae.command import Command
+from aavae.errors import UserError
 from aavae.runs import sweep as sweeps
 from aavae.runs.identity import identity
-from aavae.runtime import files, threads
+from aavae.runtime import threads
 from aavae.sweeps.grid import swept_by
 from aavae.sweeps.sweep import Multirun
 
@@ -62,34 +60,7 @@ class Train(Command):
 
     def multirun(self, overrides: list[str], config_dir: str | None) -> int:
         """Check all jobs, run them, and sum up."""
-        sweep = Multirun(self, overrides, config_dir)
-        folder = sweep.check()
-        if folder is None:
-            return 0
-        new = not folder.exists()
-        self.make(folder, "hydra.sweep.dir")
-        with files.only_one(folder, "hydra.sweep.dir"):
-            sweep.begin()
-            try:
-                code = self.launch(Task(self, sweep=sweep), self.sweeping(overrides, config_dir, folder))
-            except GaveUp as error:
-                if not any(folder.glob("*/status.json")):  # as when sbatch refuses: no job was begun
-                    if new:
-                        shutil.rmtree(folder)
-                    raise
-                print(f"{self.name}: {error}", file=sys.stderr)
-                code = 1
-            except SystemExit as error:  # Hydra's, which has printed why another launcher or sweeper gave up
-                code = error.code
-            except KeyboardInterrupt as error:
-                from aavae.loggers.screen import shown
-
-                sweep.sum_up()
-                print(f"stopped; continue with\n  {self.name} sweep.resume={shlex.quote(str(shown(folder)))}")
-                error.said = True
-                raise
-            failed = sweep.sum_up()
-        return 1 if code or failed else 0
+        return Multirun(self, overrides, config_dir).go()
 
     @contextlib.contextmanager
     def prepare(self, cfg: DictConfig) -> Iterator[tuple]:

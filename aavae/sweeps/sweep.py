@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -11,11 +12,11 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from aavae import build
-from aavae.errors import Interrupted, UserError
+from aavae.errors import GaveUp, Interrupted, UserError
 from aavae.runs import status, sweep
 from aavae.runs.config import read_config
 from aavae.runs.sweep import Job
-from aavae.runtime import slurm, threads
+from aavae.runtime import files, slurm, threads
 from aavae.runtime.words import count
 from aavae.sweeps import search
 from aavae.sweeps.grid import Grid
@@ -36,6 +37,36 @@ class Multirun:
         self.jobs: list[Job] = []  # as far as is known before they are launched
         self.gpus = 0
         self.study: tuple[str, str] | None = None  # of an optimiser: its name and its storage
+
+    def go(self) -> int:
+        """Check all jobs, run them, and sum up; returns the exit code."""
+        folder = self.check()
+        if folder is None:
+            return 0
+        new, name = not folder.exists(), self.command.name
+        self.command.make(folder, "hydra.sweep.dir")
+        with files.only_one(folder, "hydra.sweep.dir"):
+            self.begin()
+            try:
+                code = self.command.launch_sweep(self, self.overrides, self.config_dir, folder)
+            except GaveUp as error:
+                if not any(folder.glob("*/status.json")):  # as when sbatch refuses: no job was begun
+                    if new:
+                        shutil.rmtree(folder)
+                    raise
+                print(f"{name}: {error}", file=sys.stderr)
+                code = 1
+            except SystemExit as error:  # Hydra's, which has printed why another launcher or sweeper gave up
+                code = 1 if error.code else 0
+            except KeyboardInterrupt as error:
+                from aavae.loggers.screen import shown
+
+                self.sum_up()
+                print(f"stopped; continue with\n  {name} sweep.resume={shlex.quote(str(shown(folder)))}")
+                error.said = True
+                raise
+            failed = self.sum_up()
+        return 1 if code or failed else 0
 
     def check(self) -> Path | None:
         """See that every job is possible, and say what they will take; the folder, or None for a dry run.

@@ -26,6 +26,7 @@ from aavae.training import resume as restart
 from aavae.training.loop import Loop
 from aavae.training.trainer import Trainer
 from aavae.weights import checkpoint, encoder_file, schema
+from aavae.weights.model_card import facts
 
 
 class Run:
@@ -290,21 +291,20 @@ class Run:
     def _save_encoder(self, encoder: nn.Module) -> None:
         t = self.trainer
         recalibrated = t.settings.clean_pass == "off"
-        facts = {
-            "architecture": t.model.architecture["encoder"],
-            "output_dim": t.model.encoder.output_dim,
-            "mean": list(t.dataset.mean),
-            "std": list(t.dataset.std),
-            "image_size": t.dataset.image_size,
-            "batchnorm_statistics": "recalibrated on clean training images" if recalibrated else "running, of training",
-            "method": self.config["method"],
-            "dataset": t.dataset.name,
-            "data": self.facts["data"],
-            "epochs": t.epoch,
-            "seed": self.config["seed"],
-            "aavae_version": version("aavae"),
-        }
-        encoder_file.save(self.folder / encoder_file.ENCODER, encoder, facts)
+        found = facts(
+            t.model.encoder,
+            t.model.architecture["encoder"],
+            "recalibrated on clean training images" if recalibrated else "running, of training",
+            mean=t.dataset.mean,
+            std=t.dataset.std,
+            image_size=t.dataset.image_size,
+            method=self.config["method"],
+            dataset=t.dataset.name,
+            data=self.facts["data"],
+            epochs=t.epoch,
+            seed=self.config["seed"],
+        )
+        encoder_file.save(self.folder / encoder_file.ENCODER, encoder, found)
 
     # ---- Files ----------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -20,8 +21,8 @@ def facts_of(trained: Trained) -> tuple[nn.Module, dict]:
     recalibrated = trained.config.get("trainer", {}).get("clean_pass") == "off"  # for the probes, not in the checkpoint
     statistics = "running, of training"
     statistics += "; accuracies are of statistics recalibrated on clean training images" if recalibrated else ""
-    said = {"mean": trained.mean, "std": trained.std, "image_size": trained.image_size, "dataset": trained.dataset}
-    said |= {"method": trained.method, "data": trained.data, "epochs": trained.epoch, "seed": trained.seed}
+    said: dict[str, Any] = {"mean": trained.mean, "std": trained.std, "image_size": trained.image_size}
+    said |= {"dataset": trained.dataset, "method": trained.method, "data": trained.data, "epochs": trained.epoch, "seed": trained.seed}
     return encoder, facts(encoder, trained.architecture, statistics, **said)
 
 
