@@ -1,4 +1,4 @@
-"""Entry: config → objects → `Trainer.fit` → probes → the score a sweep optimises (`aavae-train`)."""
+"""Entry: config → objects → a `Run`: training, probes → the score a sweep optimises (`aavae-train`)."""
 
 import contextlib
 import hashlib
