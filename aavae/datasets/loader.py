@@ -1,6 +1,6 @@
 """Training batches whose order is a function of (seed, epoch), from memory or streamed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -79,7 +79,7 @@ class Loader:
 
         def requests():
             for i, indices in enumerate(whole[first:], start=first):
-                draws: Sequence = [()] * len(indices)
+                draws: Any = [()] * len(indices)  # or a Tensor of them
                 if crops:
                     step = epoch * self.steps_per_epoch + i
                     generators = generators_for(self.n_views, self.seed, "crop", step)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from aavae.errors import UserError
 from aavae.loggers import Beginning
@@ -43,7 +44,7 @@ class TensorBoard:
             self._events.text(name, FENCED.format(json.dumps(content, indent=1)), run.step)
         if run.rewrites:
             decides = identity_config(run.config).items()
-            settings = {k: v for k, v in decides if v is not None and not k.endswith("_target_")}
+            settings: dict[str, Any] = {k: v for k, v in decides if v is not None and not k.endswith("_target_")}
             self._events.settings(settings, run.step)
         self._events.flush()
 

@@ -21,8 +21,9 @@ def facts_of(trained: Trained) -> tuple[nn.Module, dict]:
     recalibrated = trained.config.get("trainer", {}).get("clean_pass") == "off"  # for the probes, not in the checkpoint
     statistics = "running, of training"
     statistics += "; accuracies are of statistics recalibrated on clean training images" if recalibrated else ""
-    said: dict[str, Any] = {"mean": trained.mean, "std": trained.std, "image_size": trained.image_size}
-    said |= {"dataset": trained.dataset, "method": trained.method, "data": trained.data, "epochs": trained.epoch, "seed": trained.seed}
+    t = trained
+    said: dict[str, Any] = {"mean": t.mean, "std": t.std, "image_size": t.image_size, "dataset": t.dataset}
+    said |= {"method": t.method, "data": t.data, "epochs": t.epoch, "seed": t.seed}
     return encoder, facts(encoder, trained.architecture, statistics, **said)
 
 
