@@ -85,6 +85,7 @@ class NegativeELBO:
             if value not in options:
                 raise UserError(f"loss.{name} must be {' or '.join(options)}, not {value!r}")
         self.beta, self.scale_param, self.kl, self.target = beta, scale_param, kl, target
+        self._weighed = beta > 0  # a bool, since torch.compile makes a number that has changed a symbol
 
     def scale(self, output: Output) -> Tensor:
         """Standard deviation of the likelihood, `(1,)`, in normalised pixel units."""
@@ -107,9 +108,9 @@ class NegativeELBO:
     def __call__(self, output: Output, x: Tensor) -> dict[str, Tensor]:
         nll = -self.log_px_given_z(output, x).mean()
         # With β = 0 the term is skipped, not multiplied: 0·∞ would be NaN. It is still measured.
-        with torch.set_grad_enabled(self.beta > 0 and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(self._weighed and torch.is_grad_enabled()):
             kl = self.divergence(output).mean()
-        loss = nll + self.beta * kl if self.beta > 0 else nll
+        loss = nll + self.beta * kl if self._weighed else nll
         return {"loss": loss, "nll": nll.detach(), "kl": kl.detach(), "neg_elbo": (nll + kl).detach()}
 
 
