@@ -1,9 +1,8 @@
 """A step on CUDA without CUDA: tensors of the device are fake, those of the host are real, and the two may not meet."""
 
-import sys
-
 import pytest
 import torch
+from senders import senders
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily as real
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -35,10 +34,8 @@ class HostIsReal(TorchDispatchMode):
 @pytest.fixture
 def cuda(monkeypatch):
     """A CUDA device that computes nothing, with stand-ins for what needs its driver."""
-    send = machine.send
-    for name, module in list(sys.modules.items()):
-        if name.startswith("aavae.") and getattr(module, "send", None) is send:
-            monkeypatch.setattr(module, "send", lambda t, device: t.to(device))  # no pinned memory
+    for module in senders():
+        monkeypatch.setattr(module, "send", lambda t, device: t.to(device))  # no pinned memory
     monkeypatch.setattr(diagnostics, "uniform", lambda shape, generator, device: torch.rand(shape, device=device))
     monkeypatch.setattr(machine, "pick_device", lambda name: CUDA)
     monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: None)
