@@ -6,8 +6,9 @@ Imports torch only when something is built, so that a config is composed and che
 import contextlib
 import inspect
 from collections.abc import Container, Sequence
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from aavae.config import compose, folder, for_hydra, hydra_node, parse, plain, to_yaml
 from aavae.config.arguments import arguments, for_completion
@@ -31,7 +32,7 @@ FOREIGN = ("",)  # a config, unlike a checkpoint, may name any module
 def _component(node, facts: object = None):
     from aavae.runtime.targets import component
 
-    node = node if isinstance(node, dict) else OmegaConf.to_container(node, resolve=True)
+    node = node if isinstance(node, dict) else plain(node)
     return component(_ask(node, facts), FOREIGN)
 
 
@@ -52,7 +53,7 @@ def augmentation(cfg: DictConfig, data=None):
 
 def loss(cfg: DictConfig):
     """The objective."""
-    node = OmegaConf.to_container(cfg.loss, resolve=True)
+    node = plain(cfg.loss)
     if node.get("kl") == "mc" and node.get("sample") == "mean":
         # It would score a noise that z never saw, and could be made as small as one likes by σ → ∞.
         raise UserError("loss.kl=mc needs loss.sample=reparam; with loss.sample=mean use loss.kl=analytic")
@@ -62,18 +63,18 @@ def loss(cfg: DictConfig):
 def architecture(cfg: DictConfig, data=None) -> dict:
     """What `models.assemble` makes the model from: plain data, every `auto` answered."""
     data = data or dataset(cfg)
-    settings = OmegaConf.to_container(cfg.model, resolve=True)
+    settings = plain(cfg.model)
     kind, takes = _model_class(cfg)
-    encoder = _ask(OmegaConf.to_container(cfg.encoder, resolve=True), data)
-    described = {"encoder": encoder}
+    encoder = _ask(plain(cfg.encoder), data)
+    described: dict[str, Any] = {"encoder": encoder}
     for part in takes & {"decoder", "loss"}:
         if not cfg[part].get("_target_"):
             raise UserError(f"{kind.__name__} needs a {part}; {part}=none is for models without one")
     if "decoder" in takes:
-        described["decoder"] = _decoder(OmegaConf.to_container(cfg.decoder, resolve=True), encoder, data)
-    offered = {"latent_dim": cfg.latent_dim}
+        described["decoder"] = _decoder(plain(cfg.decoder), encoder, data)
+    offered: dict[str, Any] = {"latent_dim": cfg.latent_dim}
     if "loss" in takes:
-        objective = OmegaConf.to_container(cfg.loss, resolve=True)
+        objective = plain(cfg.loss)
         offered |= {"variational": loss(cfg).variational}
         offered |= {k: objective[k] for k in MODEL_ARGUMENTS if k in objective}
     described |= {k: v for k, v in offered.items() if k in takes}
@@ -129,7 +130,7 @@ def probes(cfg: DictConfig, data=None, asked: Container[str] | None = None) -> l
 
     guests = []
     for name, node in cfg.probe.items():
-        node = OmegaConf.to_container(node, resolve=True)
+        node = plain(node)
         features = node.pop("features", None) or list(cfg.features)
         if unknown := [f for f in features if f not in NAMES]:
             raise UserError(f"features knows {', '.join(NAMES)}, not {unknown[0]!r}")
@@ -151,7 +152,7 @@ def _scaled(cfg: DictConfig, data) -> tuple[dict, float]:
     """Settings of the optimizer, and the factor by which learning rate and warm-up follow the batch size."""
     from aavae.training.optimizers import batch_size_scale
 
-    settings = OmegaConf.to_container(cfg.optimizer, resolve=True)
+    settings = plain(cfg.optimizer)
     scales, reference = settings.pop("scale_with_batch_size"), settings.pop("reference_batch")
     reference = data.reference_batch if reference == "auto" else reference
     factor = batch_size_scale(cfg.batch_size, reference) if scales else 1.0
@@ -188,7 +189,7 @@ def trainer(
     with device if meta else contextlib.nullcontext():
         net = net or model(cfg, data)
     settings, factor = _scaled(cfg, data)
-    loop = OmegaConf.to_container(cfg.trainer, resolve=True)
+    loop = plain(cfg.trainer)
     looking = {name: loop.pop(name) for name in INSPECTOR_ARGUMENTS}
     inspector = Inspector(
         net,

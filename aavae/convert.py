@@ -26,14 +26,25 @@ OPTIONS = {
 }
 
 
-def convert(source: Path, target: Path, to: str, trust: tuple[str, ...] = (), **said: str | int | None) -> str:
+def convert(
+    source: Path,
+    target: Path,
+    to: str,
+    trust: tuple[str, ...] = (),
+    *,
+    stem: str | None = None,
+    image_size: int | None = None,
+    dataset: str | None = None,
+) -> str:
     """Write what lies at `source` (run folder, checkpoint, encoder file) to `target`; returns a description of it.
 
-    `said` are the `stem`, `image_size` and `dataset` that a file of the released code leaves open. Raises UserError
-    where it cannot be read, or cannot be had as what `to` asks for; then nothing is written.
+    `stem`, `image_size` and `dataset` are for what a file of the released code leaves open. Raises UserError where it
+    cannot be read, or cannot be had as what `to` asks for; then nothing is written.
     """
     from aavae.weights import checkpoint, encoder_file, libraries, model_card
-    from aavae.weights.load import agree, load_trained, portable
+    from aavae.weights.load import Said, agree, load_trained, portable
+
+    said: Said = {"stem": stem, "image_size": image_size, "dataset": dataset}
 
     if to == "checkpoint":
         state, note = portable(source, trust, **said)
@@ -46,7 +57,7 @@ def convert(source: Path, target: Path, to: str, trust: tuple[str, ...] = (), **
     encoder, facts = model_card.facts_of(trained)
     agree(source, facts, **said)
     called = libraries.check_fits(to, encoder, facts["architecture"]) if to in libraries.LIBRARIES else None
-    facts["results"] = model_card.accuracies(source, facts.get("epochs")) or facts.get("results", [])
+    facts["results"] = model_card.accuracies(source, facts.get("epochs", 0.0)) or facts.get("results", [])
     text = model_card.card(facts)
     encoder_file.save(target, encoder, facts | {"format": "pt", "model_card": text})
     return text + (f"\n\nIt loads into {called}." if called else "")

@@ -44,6 +44,11 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
 
 
+def mark_told(error: KeyboardInterrupt) -> None:
+    """Note on an interruption that the user has been told of it."""
+    error.said = True  # type: ignore[attr-defined]
+
+
 def first_line(error: Exception) -> str:
     """What an error says, in one line."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -77,9 +77,10 @@ class Train(Command):
         """Train, or go on training, and evaluate."""
         from aavae.training.run import Run
 
-        config = build.plain(cfg)
+        config, (trainer, logger) = build.plain(cfg), built
         return Run(
-            *built,
+            trainer,
+            logger,
             folder,
             config=config,
             config_yaml=build.to_yaml(config),

@@ -23,7 +23,7 @@ class Grid:
 
     def __init__(self, overrides: list[str], config_dir: str | None, primary: str):
         typed = build.parse(overrides)
-        once = [o.input_line for o in typed if not o.is_sweep_override()]
+        once = [str(o.input_line) for o in typed if not o.is_sweep_override()]
         try:
             sweeper = build.hydra_node(once, config_dir, primary).sweeper
         except UserError:
@@ -61,20 +61,25 @@ class Grid:
 
 def _values(override: Override) -> list[str]:
     key = override.get_key_element()
-    if isinstance(override.value(), Glob):
+    value = override.value()
+    if isinstance(value, Glob):
         if override.key_or_group not in build.groups():
             raise UserError(f"glob is for groups, not for {override.key_or_group}; list its values, a,b,c")
-        return [f"{key}={name}" for name in override.value().filter(build.options(override.key_or_group))]
-    if isinstance(swept := override.value(), RangeSweep) and not (
-        swept.step and (swept.stop - swept.start) / swept.step <= MOST  # before they are made
-    ):
+        return [f"{key}={name}" for name in value.filter(build.options(override.key_or_group))]
+    if isinstance(value, RangeSweep) and not _ends(value):
         raise UserError(f"{override.input_line} is no list of values that ends, or one of more than {MOST:,}")
     if override.is_sweep_override():
         return [f"{key}={value}" for value in override.sweep_string_iterator()]
-    return [override.input_line]
+    return [str(override.input_line)]
+
+
+def _ends(swept: RangeSweep) -> bool:
+    """Whether its values come to an end soon; seen before they are made."""
+    start, stop, step = swept.start, swept.stop, swept.step
+    return start is not None and stop is not None and bool(step) and (stop - start) / step <= MOST
 
 
 def swept_by(overrides: list[str]) -> list[str]:
     """What a sweep is known by: its fixed overrides, and the keys it sweeps, whichever their values."""
     parsed = build.parse([o for o in overrides if not o.startswith(HOW)])
-    return sorted(o.get_key_element() if o.is_sweep_override() else o.input_line for o in parsed)
+    return sorted(o.get_key_element() if o.is_sweep_override() else str(o.input_line) for o in parsed)

@@ -59,7 +59,8 @@ class Pool:
         After a signal (of `signals.STOPS`) no job is begun, those that run are asked to stop, and `stopped` is set; a
         second Ctrl-C kills them.
         """
-        waiting, outcomes = list(jobs), {}
+        waiting = list(jobs)
+        outcomes: dict[int, Outcome] = {}
         with signals.listening() as heard, heard.answered_by(self._stop):
             self.stopped = heard.received
             try:
@@ -78,7 +79,8 @@ class Pool:
 
     def _wait(self, outcomes: dict[int, Outcome]) -> None:
         for ended in [r for r in self.running if r.process.poll() is not None]:
-            ended.process.stdin.close()
+            if ended.process.stdin:
+                ended.process.stdin.close()
             self.running.remove(ended)
             self.free.append(ended.slot)
             outcomes[ended.job.number] = self._outcome(ended)

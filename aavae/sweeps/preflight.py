@@ -45,7 +45,8 @@ def preflight(jobs: list[list[str]], config_dir: str | None, primary: str) -> tu
         return ours.recv()
     except EOFError as error:
         apart.join()
-        how = f"exit code {apart.exitcode}" if apart.exitcode >= 0 else f"signal {-apart.exitcode}"
+        code = apart.exitcode or 0
+        how = f"exit code {code}" if code >= 0 else f"signal {-code}"
         raise UserError(f"the process that checked the jobs has died ({how}), as when memory runs out") from error
     finally:
         apart.kill()

@@ -9,10 +9,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from aavae import build
-from aavae.errors import GaveUp, Interrupted, UserError
+from aavae.errors import GaveUp, Interrupted, UserError, mark_told
 from aavae.runs import status, sweep
 from aavae.runs.config import read_config
 from aavae.runs.sweep import Job
@@ -33,7 +33,7 @@ class Multirun:
     def __init__(self, command, overrides: list[str], config_dir: str | None):
         self.command, self.overrides, self.config_dir = command, overrides, config_dir
         self.grid = Grid(overrides, config_dir, command.primary)
-        self.folder: Path | None = None
+        self.folder = Path()  # `check` finds it
         self.jobs: list[Job] = []  # as far as is known before they are launched
         self.gpus = 0
         self.study: tuple[str, str] | None = None  # of an optimiser: its name and its storage
@@ -63,7 +63,7 @@ class Multirun:
 
                 self.sum_up()
                 print(f"stopped; continue with\n  {name} sweep.resume={shlex.quote(str(shown(folder)))}")
-                error.said = True
+                mark_told(error)
                 raise
             failed = self.sum_up()
         return 1 if code or failed else 0
@@ -97,7 +97,7 @@ class Multirun:
             raise UserError("\n  ".join([several, *impossible[:SHOWN], *more]) if len(jobs) > 1 else plans[0].error)
         if where in str(node.sweeper.get("storage")):  # in this folder, which nobody else may use
             self.study = (node.sweeper.study_name, node.sweeper.storage)
-        if OmegaConf.to_container(node.sweep, resolve=False)["subdir"] == "${aavae_identity:}":
+        if node.sweep._get_node("subdir")._value() == "${aavae_identity:}":
             _refuse_twins(plans, grid)
             own = ([o for o in p.overrides if not o.startswith("hydra")] for p in plans)
             self.jobs = [
@@ -153,7 +153,7 @@ class Multirun:
         outcomes = {}
         for job, config in zip(jobs, configs, strict=True):
             if is_done(job.folder, config):
-                outcomes[job.number] = Outcome("done", status.read(job.folder).get("score"))
+                outcomes[job.number] = Outcome("done", _score(job.folder))
         with Board(jobs, {number: outcome.state for number, outcome in outcomes.items()}) as board:
             pool = Pool(self._child, self._slots(n_jobs, configs[0]["device"]), board.update)
             outcomes |= pool.run([job for job in jobs if job.number not in outcomes])
@@ -169,7 +169,7 @@ class Multirun:
         from aavae.sweeps.pool import Pool
 
         if is_done(folder, config):
-            return status.read(folder).get("score")
+            return _score(folder)
         pool = Pool(self._child, [{}], lambda states: None)
         outcome = pool.run([Job(number, overrides, folder, self.name_of(overrides))])[number]
         if pool.stopped is not None:
@@ -202,6 +202,10 @@ class Multirun:
         visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
         visible = visible or [str(i) for i in range(self.gpus)]
         return [share | ({"CUDA_VISIBLE_DEVICES": visible[i % len(visible)]} if handed_out else {}) for i in range(n)]
+
+
+def _score(folder: Path) -> float | None:
+    return (status.read(folder) or {}).get("score")
 
 
 def _tell_submitit(signum: int) -> None:

@@ -57,7 +57,7 @@ class Inspector:
         splits = {"val": self.dataset["pretrain_val"]}
         if self.validate_train:
             splits["train_eval"] = sample(self.dataset["pretrain"], len(splits["val"]))
-        metrics = {}
+        metrics: dict[str, float] = {}
         for name, split in splits.items():
             values = self.validator.run(self.model, split, self.precision)
             metrics |= {f"{name}/{key}": value for key, value in values.items()}

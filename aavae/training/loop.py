@@ -113,7 +113,7 @@ class Loop:
     def _close_epoch(self) -> None:
         t = self.trainer
         epoch, rest = divmod(t.step, t.loader.steps_per_epoch)
-        last, found = t.step >= t.total_steps, []
+        last, found = t.step >= t.total_steps, list[Callable[[], None]]()
         # Derived from the model as it stands: a run stopped in here looks again when it is resumed, and nothing is
         # told before all is found, so that nothing is told twice.
         with contextlib.suppress(Interrupted), self.signals.raised():

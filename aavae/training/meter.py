@@ -17,7 +17,7 @@ class Meter:
 
     def __init__(self, processes: Processes, overflows: tuple[str, ...] = ()):
         self.processes, self.overflows = processes, overflows
-        self._sums: dict[str, tuple[Tensor | float, Tensor | int]] = {}
+        self._sums: dict[str, tuple[Tensor, Tensor | int]] = {}
         self.restart(0)
 
     def restart(self, step: int) -> None:
@@ -26,13 +26,16 @@ class Meter:
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Count the scalars of one step; a name may be missing from some steps."""
-        for name, value in terms.items():
-            total, count = self._sums.get(name, (0.0, 0))
-            value, counts = value.detach(), 1
+        for name, term in terms.items():
+            value = term.detach()
+            counts: Tensor | int = 1
             if name in self.overflows:
-                counts = value.isfinite()
-                value = torch.where(counts, value, 0.0)
-            self._sums[name] = (total + value, count + counts)
+                finite = value.isfinite()
+                value, counts = torch.where(finite, value, 0.0), finite
+            if name in self._sums:
+                total, count = self._sums[name]
+                value, counts = total + value, count + counts
+            self._sums[name] = (value, counts)
 
     def read(self, step: int) -> tuple[dict[str, float], int, float]:
         """Means by name, the number of steps they are over, and steps per second. Waits for the device."""

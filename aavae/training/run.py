@@ -5,12 +5,13 @@ import signal
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from aavae.datasets import same_images
-from aavae.errors import Damaged, UserError
+from aavae.errors import Damaged, UserError, mark_told
 from aavae.loggers import Beginning, Loggers
 from aavae.loggers.screen import Reporter, duration, results_tables, shown
 from aavae.probes.guests import Evaluation, Results
@@ -58,7 +59,7 @@ class Run:
         self._probes_before: dict | None = None  # of the checkpoint
         self._stage = "training"
         self.reporter = Reporter(quiet=not trainer.processes.leads)
-        self.facts = {
+        self.facts: dict[str, Any] = {
             "config": self.config,
             "architecture": trainer.model.architecture,
             "data": trainer.dataset.fingerprint(),
@@ -107,7 +108,7 @@ class Run:
         except KeyboardInterrupt as error:
             self._say(heart, "interrupted", f"stopped by {_name(error)}")
             self.reporter.say(f"stopped at step {self.trainer.step:,}; continue with\n  {self.command}")
-            error.said = True
+            mark_told(error)
             raise
         except BaseException as error:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
@@ -236,7 +237,7 @@ class Run:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, UserError):  # then it is evaluated again
             records = read_results(self.folder)
             # Results are written as they come; only a run that is done has all of them.
-            done = status.read(self.folder)["state"] == "done"
+            done = (status.read(self.folder) or {}).get("state") == "done"
             encoder_file.read(self.folder / encoder_file.ENCODER)
             same_epoch = {r["epoch"] for r in records} == {self.trainer.epoch}
             if done and same_epoch and self._probes_before == self.config["probe"]:

@@ -51,7 +51,8 @@ class Trainer:
         self.processes = processes or Processes()
         self.untrained_encoder = copy.deepcopy(model.encoder)
         self._layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-        self.model = model.to(device, memory_format=self._layout)
+        # torch's stubs know device and memory_format one at a time only.
+        self.model = model.to(device, memory_format=self._layout)  # type: ignore[call-overload]
         self.model.processes = self.processes
         self.augmentation, self.dataset, self.inspector = augmentation, dataset.load(device), inspector
         compiled = compiler(device, settings.compile, settings.cuda_graphs)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from aavae.augmentations.pipeline import Pipeline
-from aavae.datasets import Dataset, Split, to_float
+from aavae.datasets import Dataset, Images, to_float
 from aavae.models import Model
 from aavae.models.diagnostics import active_units
 from aavae.runtime.device import Precision, send, without_search
@@ -31,7 +31,7 @@ class Validator:
 
     @torch.no_grad()
     @without_search()
-    def run(self, model: Model, split: Split, precision: Precision) -> dict[str, float]:
+    def run(self, model: Model, split: Images, precision: Precision) -> dict[str, float]:
         """Metrics by name, each the mean over the images of `split` (active_units: over the split)."""
         was_training = model.training
         model.eval()
@@ -42,12 +42,12 @@ class Validator:
             metrics, code = self._batch(model, images, i, precision)
             rows.append(torch.stack(list(metrics.values())))
             sizes.append(len(images))
-            codes.append(code)
+            codes += [] if code is None else [code]
         model.train(was_training)
         shares = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
         means = shares @ torch.stack(rows).cpu().double()  # the one place that waits for the device
         values = dict(zip(metrics, means.tolist(), strict=True))
-        return values if codes[0] is None else values | {"active_units": active_units(torch.cat(codes)).item()}
+        return values | ({"active_units": active_units(torch.cat(codes)).item()} if codes else {})
 
     def _batch(
         self, model: Model, images: Tensor, i: int, precision: Precision
