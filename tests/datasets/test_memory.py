@@ -22,6 +22,7 @@ from aavae.loggers.metrics_file import MetricsFile
 from aavae.loggers.screen import Reporter
 from aavae.runtime.device import pick_precision
 from aavae.runtime.signals import listening
+from aavae.training.loop import Loop
 from aavae.training.validation import Validator
 
 CPU = torch.device("cpu")
@@ -207,7 +208,7 @@ def test_steps_leave_neither_tensors_nor_objects_behind(tmp_path):
     loggers.start(Beginning(tmp_path))
     try:
         with listening() as signals, memory:
-            trainer.fit(tmp_path, loggers, Reporter(quiet=True), signals, {})
+            Loop(trainer, tmp_path, loggers, Reporter(quiet=True), signals, {}).run()
     finally:
         loggers.close()
     tensors, objects = zip(*census.found, strict=True)

@@ -53,7 +53,7 @@ def in_float64(*overrides: str, processes: Processes | None = None) -> Trainer:
 
 
 def fitted(trainer: Trainer, folder) -> dict[str, list[float]]:
-    """Losses, and norms of clipped gradients, of the steps of `Trainer.fit`."""
+    """Losses, and norms of clipped gradients, of the steps of a `Loop`."""
     seen: dict[str, list[float]] = {"loss": [], "grad_norm": []}
     step = trainer.train_step
 
