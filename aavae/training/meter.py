@@ -31,7 +31,7 @@ class Meter:
             counts: Tensor | int = 1
             if name in self.overflows:
                 finite = value.isfinite()
-                value, counts = torch.where(finite, value, 0.0), finite
+                value, counts = torch.where(finite, value, 0.0), finite.int()  # booleans would not add up
             if name in self._sums:
                 total, count = self._sums[name]
                 value, counts = total + value, count + counts
