@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from aavae.errors import UserError
 from aavae.models import Model
 from aavae.models.heads import mlp
+from aavae.models.output import full
+from aavae.runtime.device import without_autocast
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
@@ -18,9 +20,8 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
     For vector i with positive i⁺: −s(i, i⁺)/τ + log Σ_{j≠i} exp(s(i, j)/τ) (Chen et al. 2020, Eq. 1), in float32 or
     wider: half precision would lose the small similarities in the sum.
     """
-    z = z.flatten(0, 1)
-    z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-    with torch.autocast(z.device.type, enabled=False):
+    z = full(z.flatten(0, 1))
+    with without_autocast(z.device):
         logits = z @ z.T / temperature
     n = len(z) // 2
     logits = logits.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=z.device), -math.inf)
@@ -54,9 +55,7 @@ class SimCLR(Model):
     def learn(self, views: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The unit vectors `(2, B, D)` of both views, and their loss over the batch of all processes."""
         h = self.encoder(views.flatten(0, 1))  # both views in one forward pass
-        z = self.projection(h)
-        z = F.normalize(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z, dim=-1)
-        z = z.unflatten(0, (2, -1))
+        z = F.normalize(full(self.projection(h)), dim=-1).unflatten(0, (2, -1))
         return z, {"loss": nt_xent(self.processes.gather(z, 1), self.temperature)}
 
     def measure(self, output: Tensor, x: Tensor, clean, std: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

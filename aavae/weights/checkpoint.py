@@ -52,7 +52,7 @@ def load(path: Path, needed: Sequence[str] = ()) -> dict:
         raise Damaged(path, "is not a file") if path.exists() else Damaged("there is no checkpoint", str(path))
     try:
         with open(path, "rb") as handle, warnings.catch_warnings(action="ignore"):  # of pickles that it then refuses
-            _verify(handle)
+            verify(handle)
             state = torch.load(handle, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in the zip reader, the unpickler or the storage
         raise Damaged(
@@ -64,7 +64,7 @@ def load(path: Path, needed: Sequence[str] = ()) -> dict:
     return state
 
 
-def _verify(handle: IO[bytes]) -> None:
+def verify(handle: IO[bytes]) -> None:
     """Raise zipfile.BadZipFile unless each member's bytes are those it was written with; `torch.load` never looks."""
     with zipfile.ZipFile(handle) as archive:
         members = archive.infolist()

@@ -56,7 +56,7 @@ def translate(content: dict, path: Path, *, stem: str | None, image_size: int | 
     Raises UserError where it holds no such model, and where nothing says what it was trained on.
     """
     given = {k: v for k, v in unpickle.contents(content.get("hyper_parameters")).items() if _plain(v)}
-    weights = _weights(content["state_dict"])
+    weights = _weights(unpickle.contents(content["state_dict"]))
     try:
         first, encoder, decoder = weights["encoder.conv1.weight"], _part(weights, "encoder"), _part(weights, "decoder")
         decoder["head_channels"] = len(weights["decoder.conv2.weight"])

@@ -9,6 +9,7 @@ def archive(path, pickled: bytes, storages=()):
     """Write torch's zip with that pickle in it and, by key, the bytes of storages."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", pickled)
+        file.writestr("archive/version", "3\n")
         for key, data in dict(storages).items():
             file.writestr(f"archive/data/{key}", data)
     return path

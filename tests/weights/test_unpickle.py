@@ -53,7 +53,7 @@ PLAIN = {
     "state dict": nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).state_dict(),
     "ordered": OrderedDict(b=1, a=2),
     "optimizer": torch.optim.Adam([nn.Parameter(torch.ones(2))]).state_dict(),
-    "containers": [(1, (2, ()), [None, True]), {"a": {1: 2.5}}, {3, "b"}, frozenset({4})],
+    "containers": [(1, (2, ()), [None, True]), {"a": {1: 2.5}}, {3, "b"}],
     "numbers and text": [2**100, -1, 0.1, 1 + 2j, math.inf, "β", b"bytes", "", torch.Size([2, 3])],
 }
 
@@ -73,7 +73,7 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize("name", PLAIN)
 def test_plain_files_are_read_as_torch_reads_them(tmp_path, name):
     torch.save({"it": PLAIN[name]}, tmp_path / "plain.pt")
-    expected = PLAIN[name] if name == "containers" else torch.load(tmp_path / "plain.pt", weights_only=True)["it"]
+    expected = torch.load(tmp_path / "plain.pt", weights_only=True)["it"]
     assert same(unpickle.read(tmp_path / "plain.pt")["it"], expected)
 
 
@@ -82,12 +82,6 @@ def test_tensors_that_share_their_memory_still_do(tmp_path):
     read = unpickle.read(tmp_path / "shared.pt")
     read["a"][2, 0] = -1
     assert read["b"][0, 0] == -1 and read["c"][2, 0] == 12
-
-
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.uint16, torch.float8_e4m3fn])
-def test_kinds_of_numbers_no_model_of_ours_has_are_refused(tmp_path, dtype):
-    torch.save(torch.zeros(3, dtype=dtype), tmp_path / "x.pt")
-    assert "cannot be read" in refused(tmp_path / "x.pt")
 
 
 # ---- What Lightning writes ----------------------------------------------------------------------------------------
@@ -135,15 +129,26 @@ STRANGE = (
     functools.partial(int, 2), np.float64(0.5), np.arange(3), deque([1]), Counter("aab"), defaultdict(list, {1: [2]}),
     decimal.Decimal("0.1"), uuid.UUID(int=7), torch.device("cpu"), nn.Linear(2, 1), range(3), slice(1, 2), b"",
 )  # fmt: skip
+STANDINS = (OrderedDict, list)
+
+
+def inert(value) -> bool:
+    """Whether it is an instance of an empty class, or such a class."""
+    return isinstance(value, unpickle.Inert) or (isinstance(value, type) and issubclass(value, unpickle.Inert))
 
 
 @pytest.mark.parametrize("value", STRANGE, ids=lambda v: type(v).__name__)
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_objects_of_any_class_stay_inert(tmp_path, value, protocol):
-    torch.save({"before": 1, "it": value, "after": [value, GRID]}, tmp_path / "x.pt", pickle_protocol=protocol)
+def test_objects_of_any_class_stay_inert(tmp_path, value):
+    torch.save({"before": 1, "it": value, "after": [value, GRID]}, tmp_path / "x.pt")
     read = unpickle.read(tmp_path / "x.pt")
-    assert isinstance(read["it"], unpickle.Inert if type(value) is not bytes or protocol == 2 else bytes)
+    known = (Counter, torch.device)  # to torch
+    assert type(read["it"]) in ((type(value),) if type(value) in known else STANDINS) or inert(read["it"])
     assert read["before"] == 1 and torch.equal(read["after"][1], GRID)
+
+
+def test_another_pickle_protocol_than_torchs_gets_one_sentence(tmp_path):
+    torch.save({"state_dict": {}, "it": Strategy.DDP}, tmp_path / "x.pt", pickle_protocol=4)
+    assert "cannot be read" in refused(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("value", [math.sqrt, [].append, print, datetime.datetime.now])
@@ -160,33 +165,36 @@ SHELL, RAN, PYTHON = text("touch ran"), text("ran"), text("open('ran', 'w').clos
 SYSTEM, NAMESPACE = named("os.system"), named("argparse.Namespace") + b")R"
 OS = call(named("__builtin__.__import__"), text("os"))
 INSIDE = b"\x80\x04" + call(SYSTEM, SHELL) + b"."
+READER = "cannot be read"  # torch's reader does not know the instruction
 HOSTILE = {  # protocol, pickle, what the message names
     "os.system": (2, call(SYSTEM, SHELL), "os.system"),
     "posix.system": (2, call(named("posix.system"), SHELL), "posix.system"),
     "subprocess": (2, call(named("subprocess.call"), b"](" + text("touch") + RAN + b"e"), "subprocess.call"),
-    "commands": (2, call(named("commands.getoutput"), SHELL), "subprocess.getoutput"),
+    "commands": (2, call(named("commands.getoutput"), SHELL), "commands.getoutput"),
     "eval": (4, call(named("builtins.eval"), PYTHON), "builtins.eval"),
     "eval, of old": (2, call(named("__builtin__.eval"), PYTHON), "builtins.eval"),
     "exec": (4, call(named("builtins.exec"), PYTHON), "builtins.exec"),
     "__import__": (4, call(named("builtins.__import__"), text("trap")), "builtins.__import__"),
-    "getattr": (2, call(call(named("__builtin__.getattr"), OS, text("system")), SHELL), "builtins.getattr"),
+    "getattr": (2, call(call(named("__builtin__.getattr"), OS, text("system")), SHELL), "builtins.__import__"),
     "runpy": (2, call(named("runpy.run_path"), text("trap.py")), "runpy.run_path"),
-    "a pickle in it": (4, call(named("_pickle.loads"), b"C" + bytes([len(INSIDE)]) + INSIDE), "_pickle.loads"),
-    "STACK_GLOBAL": (4, call(text("os") + text("system") + b"\x93", SHELL), "os.system"),
-    "INST": (2, b"(" + SHELL + b"ios\nsystem\n", "os.system"),
-    "OBJ": (2, b"(" + SYSTEM + SHELL + b"o", "os.system"),
+    "a pickle in it": (4, call(named("_pickle.loads"), b"C" + bytes([len(INSIDE)]) + INSIDE), READER),
+    "STACK_GLOBAL": (4, call(text("os") + text("system") + b"\x93", SHELL), READER),
+    "INST": (2, b"(" + SHELL + b"ios\nsystem\n", READER),
+    "OBJ": (2, b"(" + SYSTEM + SHELL + b"o", READER),
     "BUILD": (2, NAMESPACE + b"}" + text("__setstate__") + SYSTEM + b"sb" + SHELL + b"b", "os.system"),
-    "EXT1": (2, call(b"\x82\xf0", SHELL), "os.system"),
+    "EXT1": (2, call(b"\x82\xf0", SHELL), READER),
     "partial": (2, call(call(named("functools.partial"), SYSTEM), SHELL), "os.system"),
     "NEWOBJ": (2, named("subprocess.Popen") + b"(](" + text("touch") + RAN + b"et\x81", "subprocess.Popen"),
 }  # fmt: skip
 OBJECT, MKDIR = named("__builtin__.object"), named("argparse", "_os.mkdir")
+HOSTILE |= {
+    "partial, behind a harmless name": (4, call(call(named("functools.partial"), MKDIR), RAN), READER),
+    "INST, behind a harmless name": (4, b"(" + RAN + b"iargparse\n_os.mkdir\n", READER),
+    "OBJ, behind a harmless name": (4, b"(" + MKDIR + RAN + b"o", READER),
+}
 DISARMED = {  # names of classes and functions that are not imported, and thus do nothing
     "a name behind a harmless one": (4, call(MKDIR, RAN)),
     "a method": (4, call(named("pathlib", "Path.touch"), call(named("pathlib.Path"), RAN))),
-    "partial": (4, call(call(named("functools.partial"), MKDIR), RAN)),
-    "INST": (4, b"(" + RAN + b"iargparse\n_os.mkdir\n"),
-    "OBJ": (4, b"(" + MKDIR + RAN + b"o"),
     "BUILD": (4, NAMESPACE + b"}" + text("__setstate__") + MKDIR + b"sb" + RAN + b"b"),
     "NEWOBJ": (2, named("trap.Trap") + b")\x81"),
     "_reconstructor": (2, call(named("copy_reg._reconstructor"), named("trap.Trap"), OBJECT + b"N")),
@@ -230,14 +238,15 @@ def checkpoint(protocol, payload):
 @pytest.mark.parametrize("read", [unpickle.read, aavae.load_model, aavae.load_encoder])
 def test_what_would_run_something_is_refused_by_name(trapped, name, read):
     *payload, called = HOSTILE[name]
-    assert f"names {called}, which no checkpoint needs" in refused(checkpoint(*payload), read)
+    words = READER if called is READER else f"names {called}, which no checkpoint needs"
+    assert words in refused(checkpoint(*payload), read)
     assert not trapped() and "trap" not in sys.modules
 
 
 @pytest.mark.parametrize("name", DISARMED | ASLEEP)
 def test_what_is_only_named_does_nothing(trapped, name):
     path = checkpoint(*(DISARMED | ASLEEP)[name])
-    assert isinstance(unpickle.read(path)["hyper_parameters"]["a"], (unpickle.Inert, type))
+    assert inert(unpickle.read(path)["hyper_parameters"]["a"])
     assert "it has no encoder.conv1.weight" in refused(path, aavae.load_model)
     assert not trapped() and "trap" not in sys.modules
 
@@ -252,8 +261,8 @@ def test_the_command_refuses_too(trapped, tmp_path, monkeypatch, capsys, name, t
 
 
 def test_a_name_cannot_write_on_the_screen(tmp_path):
-    name = text("os.\n\x1b[2J") + text("system") + b"\x93"
-    assert "names os" in refused(archive(tmp_path / "x.ckpt", b"\x80\x04" + name + b"."))
+    name = named("os.\r\x1b[2J", "system")
+    assert "names os" in refused(archive(tmp_path / "x.ckpt", b"\x80\x02" + name + b"."))
 
 
 def test_a_state_dict_cannot_bring_its_own_methods(trapped):
