@@ -83,7 +83,8 @@ def _tensors(value: Any) -> str | None:
     if not _mapping(value) or not all(isinstance(t, Tensor) for t in value.values()):
         return "must be tensors by name"
     for name, tensor in value.items():
-        if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+        odd = tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized
+        if odd or tensor.nbytes > tensor.untyped_storage().nbytes():
             return f"has a strange tensor {name}"
         if tensor.dtype in FLOATS and not torch.isfinite(tensor).all():
             return f"has numbers in {name} that are not finite"

@@ -95,6 +95,13 @@ def test_a_plan_has_the_steps_of_training():
     assert few.device == "cpu" and few.config["epochs"] == 1 and few.identity == short.identity != many.identity
 
 
+@pytest.mark.parametrize("method", build.options("method"))
+def test_a_job_of_any_method_is_possible(monkeypatch, method):
+    monkeypatch.setattr(preflight, "_speed", lambda *_: 1.0)
+    (plan,) = plans((f"method={method}",))
+    assert plan.error is None and plan.flops > 0 and plan.steps == 16
+
+
 @pytest.mark.slow
 def test_the_disk_that_is_asked_for_is_what_a_run_takes(train):
     assert train(*DEBUG, "epochs=2", "trainer.checkpoint_epochs=[1,2,9]", "hydra.run.dir=run").code == 0
