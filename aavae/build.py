@@ -171,9 +171,9 @@ def trainer(
 
     from aavae.runtime.device import make_deterministic, pick_device, pick_precision
     from aavae.training import optimizers, schedules
-    from aavae.training.inspector import Inspector
     from aavae.training.settings import Settings
     from aavae.training.trainer import Trainer
+    from aavae.training.validation import Inspector
 
     if cfg.seed < 0:
         raise UserError(f"seed must be 0 or more, not {cfg.seed}")

@@ -1,4 +1,4 @@
-"""SimCLR's operations on a whole batch, in few passes over memory; `pipelines.SimCLR` draws what they do.
+"""SimCLR's operations on a whole batch, in few passes over memory; `simclr.SimCLRViews` draws their parameters.
 
 Images are worked on in the order of their hue's turn (`colors.jitter_`), on a CPU in parts that its caches hold.
 Whatever does not depend on pixels is known on the CPU beforehand, so that nothing waits for the device.

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from typing import NamedTuple
 
-from aavae.reports.jobs import Job
+from aavae.reports.jobs import JobReport
 from aavae.runs.identity import NOT_IDENTITY
 
 ABSENT = "–"
@@ -21,7 +21,7 @@ class Column(NamedTuple):
     along: tuple[str, ...] = ()
 
 
-def columns_of(jobs: list[Job]) -> list[Column]:
+def columns_of(jobs: list[JobReport]) -> list[Column]:
     """What tells jobs apart, but for the seed: what was typed, and whatever else differs and does not follow from it.
 
     Without typed words, settings that always change together are one column, named by the one that says most, and what
@@ -50,7 +50,7 @@ def columns_of(jobs: list[Job]) -> list[Column]:
     return [c._replace(name=_short(c.key) if names[_short(c.key)] == 1 else c.key) for c in found]
 
 
-def varying(jobs: list[Job]) -> list[Column]:
+def varying(jobs: list[JobReport]) -> list[Column]:
     """Every setting in which the configs of jobs that have begun differ."""
     begun = [job.config for job in jobs if job.config]
     keys = dict.fromkeys(key for config in begun for key in config)
@@ -69,7 +69,7 @@ def decides(by: list[list[str]], values: list[str]) -> bool:
     return bool(by) and all(seen.setdefault(k, v) == v for k, v in zip(zip(*by, strict=True), values, strict=True))
 
 
-def _typed(jobs: list[Job]) -> list[Column]:
+def _typed(jobs: list[JobReport]) -> list[Column]:
     if any(job.overrides is None for job in jobs if job.config):
         return []
     asked = [job.overrides or {} for job in jobs]
@@ -84,14 +84,14 @@ def _typed(jobs: list[Job]) -> list[Column]:
     return columns
 
 
-def _asked(job: Job, key: str, is_group: bool, unasked: object) -> object:
+def _asked(job: JobReport, key: str, is_group: bool, unasked: object) -> object:
     """The value that `key` has for the job: of a group its choice; otherwise from its config, if it has begun."""
     if job.config and not is_group:
         return job.config.get(key, ABSENT)
     return ABSENT if job.overrides is None else job.overrides.get(key, unasked)
 
 
-def _default(jobs: list[Job], key: str) -> object:
+def _default(jobs: list[JobReport], key: str) -> object:
     """What `key` is where nothing was asked, as far as the jobs that have begun tell."""
     begun = [job.config for job in jobs if job.config and key not in (job.overrides or {})]
     found = {same(config.get(key, ABSENT)): config.get(key, ABSENT) for config in begun}

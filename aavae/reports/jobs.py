@@ -17,7 +17,7 @@ from aavae.runs.results import RESULTS, read_results
 MODULE = "aavae.train"  # python -m
 
 
-class Job(NamedTuple):
+class JobReport(NamedTuple):
     """A run in its `folder`: pending, running, done, failed, interrupted, dead, or damaged.
 
     `config` are the settings that decide its weights, and `epochs`, by dotted key; empty before it has begun.
@@ -71,9 +71,9 @@ def read_sweep(folder: Path) -> dict | None:
         raise UserError(f"{folder / sweeps.SWEEP} is damaged ({error})") from error
 
 
-def find_jobs(folder: Path) -> tuple[list[Job], list[str]]:
+def find_jobs(folder: Path) -> tuple[list[JobReport], list[str]]:
     """The jobs of the sweeps in and below `folder` and all other runs there, and what could not be read."""
-    jobs: dict[Path, Job] = {}
+    jobs: dict[Path, JobReport] = {}
     problems: list[str] = []
     for place, run in _places(folder, problems):
         if run:
@@ -105,7 +105,7 @@ def _places(folder: Path, problems: list[str]) -> Iterator[tuple[Path, bool]]:
         yield Path(root), bool(run)
 
 
-def _read_job(folder: Path, name: str, overrides: list[str] | None) -> Job:
+def _read_job(folder: Path, name: str, overrides: list[str] | None) -> JobReport:
     said, config, results, problem = {}, {}, [], None
     try:
         said = status.read(folder) or {}
@@ -122,7 +122,7 @@ def _read_job(folder: Path, name: str, overrides: list[str] | None) -> Job:
     if problem:
         state = "damaged"
     asked = _parsed(overrides) if overrides is not None else _typed(said)
-    return Job(folder, name, state, problem or _text(said.get("reason")), asked, config, said, results)
+    return JobReport(folder, name, state, problem or _text(said.get("reason")), asked, config, said, results)
 
 
 def _text(reason: object) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from aavae.loggers.screen import FEATURES, PROBES, in_order
 from aavae.reports.columns import ABSENT, Column, columns_of, decides, same
-from aavae.reports.jobs import Job, find_jobs
+from aavae.reports.jobs import JobReport, find_jobs
 
 STATES = ("done", "running", "pending", "interrupted", "failed", "dead", "damaged")
 # What a representation depends on, besides the seed: runs that agree on it share a row.
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
     values: tuple[object, ...]
     feature: str
-    jobs: list[Job]
+    jobs: list[JobReport]
     accuracies: dict[str, Spread]
     score: Spread | None = None
     seconds: float | None = None
@@ -60,7 +60,7 @@ class Summary(NamedTuple):
     """
 
     folder: Path
-    jobs: list[Job]
+    jobs: list[JobReport]
     columns: list[Column]
     rows: list[Row]
     problems: list[str]
@@ -70,7 +70,7 @@ class Summary(NamedTuple):
         """The probes that have measured a test accuracy."""
         return in_order((probe for row in self.rows for probe in row.accuracies), PROBES)
 
-    def of(self, *states: str) -> list[Job]:
+    def of(self, *states: str) -> list[JobReport]:
         """The jobs in these states."""
         return [job for job in self.jobs if job.state in states]
 
@@ -92,7 +92,7 @@ def summarize(folder: Path) -> Summary:
     return Summary(folder, jobs, columns, _rows(jobs, columns) + _baselines(jobs, columns), problems)
 
 
-def counted(jobs: list[Job], brief: bool = False) -> str:
+def counted(jobs: list[JobReport], brief: bool = False) -> str:
     """How many jobs are in which state."""
     found = Counter(job.state for job in jobs)
     if brief and set(found) == {"done"}:
@@ -103,7 +103,7 @@ def counted(jobs: list[Job], brief: bool = False) -> str:
 # ---- Means ------------------------------------------------------------------------------------------------------
 
 
-def _rows(jobs: list[Job], columns: list[Column]) -> list[Row]:
+def _rows(jobs: list[JobReport], columns: list[Column]) -> list[Row]:
     """A row for jobs that differ in the seed only, and one for each further representation of theirs."""
     together: dict[tuple, list[int]] = {}
     for i in range(len(jobs)):
@@ -122,7 +122,7 @@ def _rows(jobs: list[Job], columns: list[Column]) -> list[Row]:
     return rows
 
 
-def _baselines(jobs: list[Job], columns: list[Column]) -> list[Row]:
+def _baselines(jobs: list[JobReport], columns: list[Column]) -> list[Row]:
     """What owes nothing to training, over all jobs that must agree on it."""
     rows = []
     for feature, prefixes in BASELINES.items():
@@ -144,7 +144,7 @@ def _ordered(value: object) -> tuple:
     return (value == ABSENT, number is None, number or 0.0, str(value))
 
 
-def accuracies(jobs: list[Job], feature: str) -> dict[str, Spread]:
+def accuracies(jobs: list[JobReport], feature: str) -> dict[str, Spread]:
     """Test accuracies of a representation by probe, over the jobs that are done."""
     found: dict[str, dict[Path, dict]] = {}
     for job in jobs:
@@ -154,13 +154,13 @@ def accuracies(jobs: list[Job], feature: str) -> dict[str, Spread]:
     return {probe: _accuracy(jobs, records) for probe, records in found.items()}
 
 
-def tested(job: Job) -> list[dict]:
+def tested(job: JobReport) -> list[dict]:
     """The test accuracies of a job, none unless it is done."""
     results = job.results if job.state == "done" else []
     return [r for r in results if (r["split"], r["metric"]) == ("test", "accuracy")]
 
 
-def _accuracy(jobs: list[Job], records: dict[Path, dict]) -> Spread:
+def _accuracy(jobs: list[JobReport], records: dict[Path, dict]) -> Spread:
     # What a probe chose by itself, and its seed, may differ.
     protocols = {re.sub(r"weight decay \S+ chosen|seed \d+", "", str(r.get("protocol"))) for r in records.values()}
     spread = _spread([job for job in jobs if job.folder in records], lambda job: records[job.folder]["value"])
@@ -168,7 +168,7 @@ def _accuracy(jobs: list[Job], records: dict[Path, dict]) -> Spread:
     return spread._replace(mixed=len(protocols) > 1)
 
 
-def _spread(jobs: list[Job], value: Callable[[Job], float | None]) -> Spread | None:
+def _spread(jobs: list[JobReport], value: Callable[[JobReport], float | None]) -> Spread | None:
     """Over seeds; jobs of one seed, as those of a baseline, count as their mean."""
     by_seed: dict[str, list[float]] = {}
     for job in jobs:

@@ -1,4 +1,4 @@
-"""Device, precision, stateless randomness and processes."""
+"""Which device to compute on and in which precision, and how tensors get there."""
 
 import contextlib
 import os

@@ -55,6 +55,8 @@ def also_as(path: Path, name: str) -> None:
 UNLOCKED = "AAVAE_NO_LOCK"  # an environment variable: go on without locks, where the disk knows none
 
 
+# Not the package filelock: where a disk cannot lock it falls back to a file that a killed process leaves behind, and it
+# cannot tell a process that waited that the file it has locked was removed.
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = False):
     """Hold the lock that is the file `path`, whose holder, and nobody else, may remove it.

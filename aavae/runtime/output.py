@@ -34,7 +34,7 @@ def _ascii(character: str) -> str:
 codecs.register_error("plain", plain)
 
 
-class Output:
+class LenientStream:
     """The text stream `stream`, but that it goes on where nothing can be written any more: `lost` says why."""
 
     def __init__(self, stream: TextIO):
@@ -75,11 +75,11 @@ class Output:
 
 
 @contextlib.contextmanager
-def lenient() -> Iterator[Output]:
-    """Within, stdout (which is given) and stderr are an `Output`."""
+def lenient() -> Iterator[LenientStream]:
+    """Within, stdout (which is given) and stderr are an `LenientStream`."""
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w") as nowhere:
-        sys.stdout, sys.stderr = (Output(stream or nowhere) for stream in before)  # None: it was closed
+        sys.stdout, sys.stderr = (LenientStream(stream or nowhere) for stream in before)  # None: it was closed
         try:
             yield sys.stdout
         finally:

@@ -19,7 +19,7 @@ SMALL_FILES = 2 * 2**20  # bytes of a run's pictures, metrics and logs, about
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobPlan:
     """What one job will be, or the `error` for which it cannot be."""
 
     overrides: list[str]
@@ -32,7 +32,7 @@ class Plan:
     error: str | None = None
 
 
-def preflight(jobs: list[list[str]], config_dir: str | None, primary: str) -> tuple[list[Plan], float, int]:
+def preflight(jobs: list[list[str]], config_dir: str | None, primary: str) -> tuple[list[JobPlan], float, int]:
     """A plan for the overrides of every job, the speed of this machine in FLOP/s of training (0: nobody knows), and its
     number of GPUs; all found in a process that ends with it. Raises UserError if that process dies."""
     context = multiprocessing.get_context("spawn")
@@ -57,7 +57,7 @@ def _answer(pipe, jobs: list[list[str]], config_dir: str | None, primary: str) -
     pipe.send(_examine(jobs, config_dir, primary))
 
 
-def _examine(jobs: list[list[str]], config_dir: str | None, primary: str) -> tuple[list[Plan], float, int]:
+def _examine(jobs: list[list[str]], config_dir: str | None, primary: str) -> tuple[list[JobPlan], float, int]:
     threads.settle()
     import torch
 
@@ -100,7 +100,7 @@ def _dataset(node: dict, cfg) -> object:
     return data
 
 
-def _plan(job: list[str], config_dir: str | None, primary: str, possible: Callable, facts: "_Facts") -> Plan:
+def _plan(job: list[str], config_dir: str | None, primary: str, possible: Callable, facts: "_Facts") -> JobPlan:
     try:
         cfg = build.compose(job, config_dir, primary)
         config = build.plain(cfg)
@@ -109,9 +109,9 @@ def _plan(job: list[str], config_dir: str | None, primary: str, possible: Callab
         decides = config | {"seed": min(config["seed"], 0), "asked": None if asked is None else sorted(asked)}
         return replace(possible(decides, cfg, asked, facts), overrides=job, config=config, identity=identity(config))
     except UserError as error:
-        return Plan(job, error=str(error))
+        return JobPlan(job, error=str(error))
     except Exception as error:  # of somebody else's class, say
-        return Plan(job, error=f"{type(error).__name__}: {error}")
+        return JobPlan(job, error=f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class _Facts:
     flops: Callable
 
 
-def _possible(_: dict, cfg, asked: frozenset[str] | None, facts: _Facts) -> Plan:
+def _possible(_: dict, cfg, asked: frozenset[str] | None, facts: _Facts) -> JobPlan:
     """What a job will take. Raises UserError where it cannot be."""
     from aavae.runtime.device import pick_device
 
@@ -132,7 +132,7 @@ def _possible(_: dict, cfg, asked: frozenset[str] | None, facts: _Facts) -> Plan
     data = facts.data(config["dataset"], cfg)
     described = build.architecture(cfg, data) | {"size": data.image_size}
     trainer = build.trainer(cfg, data=data, net=facts.network(described, cfg, data), meta=True, asked=asked)
-    return Plan(
+    return JobPlan(
         [],
         steps=trainer.total_steps,
         flops=facts.flops(described, trainer) * trainer.total_steps * trainer.loader.batch_size,
@@ -171,7 +171,7 @@ def _disk(trainer) -> int:
     return 3 * weights * (2 + kept) + encoder + SMALL_FILES
 
 
-def _speed(cfg, plan: Plan, data=None) -> float:
+def _speed(cfg, plan: JobPlan, data=None) -> float:
     from aavae.training.dry_run import estimate
 
     try:

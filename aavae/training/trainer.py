@@ -17,11 +17,10 @@ from aavae.runtime.device import Precision, compiler, send
 from aavae.runtime.processes import Processes
 from aavae.runtime.randomness import generator_for, generators_for, seed_default, seed_for
 from aavae.runtime.words import count
-from aavae.training.inspector import Inspector
 from aavae.training.meter import Meter
 from aavae.training.schedules import Schedule
 from aavae.training.settings import Settings
-from aavae.training.validation import joined
+from aavae.training.validation import Inspector, joined
 
 
 class Trainer:

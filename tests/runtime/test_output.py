@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aavae.runtime import exits
-from aavae.runtime.output import Output, lenient
+from aavae.runtime.output import LenientStream, lenient
 
 TINY = ("trainer=debug", "trainer.max_steps=2", "hydra.run.dir=run", "probe=knn", "features=[h,mu]")
 FULL = "cannot write what it prints (No space left on device)\n"
@@ -22,13 +22,13 @@ def ascii_console() -> io.TextIOWrapper:
 
 def test_a_console_of_ascii_gets_what_it_can_read():
     stream = ascii_console()
-    Output(stream).write("32², 3×3, 1 ± 2, μ, –, ü, 猫\n")
+    LenientStream(stream).write("32², 3×3, 1 ± 2, μ, –, ü, 猫\n")
     assert stream.buffer.getvalue() == b"32^2, 3x3, 1 +/- 2, mu, -, u, ?\n"
 
 
 def test_names_that_are_no_text_are_printed_as_they_are():
     stream = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
-    Output(stream).write(os.fsdecode(b"caf\xe9 \xc3\xa9"))
+    LenientStream(stream).write(os.fsdecode(b"caf\xe9 \xc3\xa9"))
     assert stream.buffer.getvalue() == b"caf\xe9 \xc3\xa9"
 
 

@@ -18,8 +18,8 @@ from aavae.errors import Interrupted
 from aavae.loggers.metrics_file import MetricsFile
 from aavae.runtime import signals
 from aavae.runtime.signals import STOPS, listening
-from aavae.training.inspector import Inspector
 from aavae.training.trainer import Trainer
+from aavae.training.validation import Inspector
 from aavae.weights.checkpoint import LAST
 
 DEBUG = ("trainer=debug", "hydra.run.dir=run", "probe=[]")

@@ -20,7 +20,7 @@ from aavae.sweeps import preflight
 DEBUG = ("trainer=debug", "probe=[]")
 
 
-def plans(*jobs: tuple[str, ...]) -> list[preflight.Plan]:
+def plans(*jobs: tuple[str, ...]) -> list[preflight.JobPlan]:
     return preflight._examine([[*DEBUG, *job] for job in jobs], None, "config")[0]
 
 
@@ -165,7 +165,7 @@ MIXED = [
 ] + [[*DEBUG, "seed=-1"], [*DEBUG, "seed=-2"], [*DEBUG, "epoch=3"]]
 
 
-def slowly(job: list[str]) -> preflight.Plan:
+def slowly(job: list[str]) -> preflight.JobPlan:
     """The plan of a job alone: its config composed by Hydra itself, a network and a trainer of its own."""
     import hydra
 
@@ -176,11 +176,11 @@ def slowly(job: list[str]) -> preflight.Plan:
             cfg = hydra.compose("config", lines)
         trainer = build.trainer(cfg, meta=True, asked=build.asked(job))
     except UserError as error:
-        return preflight.Plan(job, error=str(error))
+        return preflight.JobPlan(job, error=str(error))
     config = build.plain(cfg)
     flops = preflight._flops({"size": trainer.dataset.image_size}, trainer)
     flops *= trainer.total_steps * trainer.loader.batch_size
-    return preflight.Plan(job, config, identity(config), trainer.total_steps, flops, preflight._disk(trainer), "cpu")
+    return preflight.JobPlan(job, config, identity(config), trainer.total_steps, flops, preflight._disk(trainer), "cpu")
 
 
 @pytest.mark.slow
@@ -222,7 +222,7 @@ def test_a_speed_that_cannot_be_measured_is_nobody_s(monkeypatch):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(build, "trainer", out_of_memory)
-    assert preflight._speed(build.compose(DEBUG), preflight.Plan([])) == 0.0
+    assert preflight._speed(build.compose(DEBUG), preflight.JobPlan([])) == 0.0
 
 
 # ---- The process it runs in ---------------------------------------------------------------------------------------

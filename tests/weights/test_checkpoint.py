@@ -307,7 +307,7 @@ def test_loading_the_wrong_kind_of_file_says_what_it_is(run, tmp_path_factory):
         "aavae.models.encoders.timm_model.timm.models.load_checkpoint",
         "aavae.models.decoders.resnet.nn.Linear",
         "aavae.models.decoders.resnet.math.sqrt",
-        "aavae.models.decoders.resnet.Block.__init__",
+        "aavae.models.decoders.resnet.DecoderBlock.__init__",
         "aavae.models.encoders.resnet.resnet.__globals__",
         "aavae.models.encoders.resnet.",
         "aavae.models.encoders.",

@@ -18,7 +18,7 @@ def _enlarge(x: Tensor, size: int) -> Tensor:
     return x if x.shape[-1] == size else F.interpolate(x, size=(size, size), mode="nearest")
 
 
-class Block(nn.Module):
+class DecoderBlock(nn.Module):
     """A residual block that enlarges its input to `size`×`size` before its 3×3 convolution (nearest neighbour).
 
     `bottleneck` is 1×1, 3×3, 1×1 with four times `planes` channels out, else it is 3×3, 3×3 with `planes`.
@@ -111,7 +111,7 @@ class ResNetDecoder(nn.Module):
             planes = channels * 2 ** (3 - i)
             blocks = []
             for j in range(depth):
-                blocks.append(Block(in_channels, planes, size, bottleneck, j == 0, skip_order))
+                blocks.append(DecoderBlock(in_channels, planes, size, bottleneck, j == 0, skip_order))
                 in_channels = planes * (4 if bottleneck else 1)
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         self.last_size = sizes[-1] * (2 if stem == "imagenet" else 1)
