@@ -24,7 +24,7 @@ demo: $(STAMP) ## pretrain on handwritten digits, evaluate, show: about a minute
 	@echo "Look at outputs/demo/reconstructions.png: validation images, their augmented views, and what the model makes of them."
 
 test: $(STAMP) ## run the tests, but for the slow ones
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy aavae
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 slow: $(STAMP) ## run the tests that start several runs, play the documents, or compare large networks
@@ -37,4 +37,4 @@ format: $(STAMP) ## format the code
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean: ## remove the environment built here, and caches
-	@rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+	@rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -19,6 +19,7 @@ from aavae.errors import UserError
 from aavae.runs import status
 from aavae.runs.results import read_results
 from aavae.runtime import files
+from aavae.runtime.words import markdown_table
 
 SETTINGS = ("every_step", "off")
 PROBES = ("knn", "linear_cached")
@@ -73,13 +74,14 @@ def table(folders: dict[str, Path]) -> str:
     """Both runs side by side, as Markdown: accuracy in percent, and the speed of each."""
     found = {setting: accuracies(folder) for setting, folder in folders.items()}
     columns = [(probe, setting) for probe in PROBES for setting in SETTINGS]
-    lines = ["| epoch | " + " | ".join(f"{p}, clean_pass={s}" for p, s in columns) + " |", "|---" * 5 + "|"]
+    rows = []
     for epoch in sorted({epoch for by_epoch in found.values() for epoch in by_epoch}):
         values = [found[setting].get(epoch, {}).get(probe) for probe, setting in columns]
-        lines.append(f"| {epoch:g} | " + " | ".join("" if v is None else f"{100 * v:.1f}" for v in values) + " |")
+        rows.append([f"{epoch:g}", *("" if v is None else f"{100 * v:.1f}" for v in values)])
+    head = ["epoch", *(f"{p}, clean_pass={s}" for p, s in columns)]
     speeds = [(s, state(folder)["images_per_second"]) for s, folder in folders.items()]
     said = [f"{s}: {speed:,.0f} images/s" for s, speed in speeds if speed]
-    return "\n".join([*lines, "", "Test accuracy in percent, of h. " + "; ".join(said)])
+    return "\n".join([markdown_table(head, rows, range(5)), "", "Test accuracy in percent, of h. " + "; ".join(said)])
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:

@@ -2,6 +2,8 @@
 
 from itertools import groupby
 
+from aavae.runtime.words import markdown_table
+
 
 def number(value: float) -> str:
     """Three digits that matter: `1,230,000`, `45.6`, `0.0789`."""
@@ -22,7 +24,7 @@ def markdown(plain: dict) -> str:
     for part, of_part in groupby(plain["rows"], lambda row: row["part"]):
         lines += [f"## {part}", ""]
         for (group, unit), rows in groupby(of_part, lambda row: (row["group"], row["unit"])):
-            lines += [*_table(group, unit, list(rows)), ""]
+            lines += [_table(group, unit, list(rows)), ""]
         lines += [f"- {note}" for note in plain["notes"].get(part, [])]
         lines += [""] if plain["notes"].get(part) else []
     return "\n".join(lines)
@@ -40,21 +42,17 @@ def _head(plain: dict) -> list[str]:
     return [*lines, f"**{plain['state']}.**"] if plain["state"] != "done" else lines
 
 
-def _table(group: str, unit: str, rows: list[dict]) -> list[str]:
+def _table(group: str, unit: str, rows: list[dict]) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row["columns"]))
     noted = any(row["note"] for row in rows)
     head = [group, unit, *columns, *([""] if noted else [])]
-    lines = [_line(head), _line(["---", *["---:"] * (1 + len(columns)), *(["---"] if noted else [])])]
+    lines = []
     for row in rows:
         cells = [_cell(row["columns"].get(name)) for name in columns]
         measured = spread(row) if row["samples"] else "–"
-        lines.append(_line([row["name"], measured, *cells, *([row["note"]] if noted else [])]))
-    return lines
+        lines.append([row["name"], measured, *cells, *([row["note"]] if noted else [])])
+    return markdown_table(head, lines, right=range(1, 2 + len(columns)))
 
 
 def _cell(value) -> str:
     return "–" if value is None else value if isinstance(value, str) else number(value)
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

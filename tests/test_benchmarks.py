@@ -232,11 +232,11 @@ def test_a_table_reads_as_it_should(tmp_path):
     book.done()
     text = (tmp_path / "new" / "book.md").read_text()
     assert (
-        "| net | images/s | × |  |\n"
-        "| --- | ---: | ---: | --- |\n"
-        "| plain | 12.0 (10.0 – 20.0) | 1.00 |  |\n"
-        "| a\\|b | 1,234,567 | 102,881 |  |\n"
-        "| impossible | – | – | left out |\n"
+        "| net        |           images/s |       × |          |\n"
+        "|:-----------|-------------------:|--------:|:---------|\n"
+        "| plain      | 12.0 (10.0 – 20.0) |    1.00 |          |\n"
+        "| a\\|b       |          1,234,567 | 102,881 |          |\n"
+        "| impossible |                  – |       – | left out |\n"
         "\n"
         "- A note.\n"
     ) in text

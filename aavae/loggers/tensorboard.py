@@ -8,6 +8,7 @@ from aavae.errors import UserError
 from aavae.loggers import Beginning
 from aavae.runs.identity import identity_config
 from aavae.runs.results import name_of
+from aavae.runtime.words import markdown_table
 
 FENCED = "```json\n{}\n```"
 
@@ -86,6 +87,5 @@ def table(records: list[dict]) -> str:
     """Records as a Markdown table."""
     if not records:
         return "nothing was judged"
-    rows = [list(records[0]), ["---"] * len(records[0])]
-    rows += [[f"{v:.4g}" if isinstance(v, float) else str(v).replace("|", "\\|") for v in r.values()] for r in records]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in r.values()] for r in records]
+    return markdown_table(list(records[0]), rows)

@@ -22,7 +22,7 @@ from aavae.reports.means import Row, Spread, Summary, counted, tested
 from aavae.runs import status
 from aavae.runs.results import RESULTS, name_of
 from aavae.runtime import files
-from aavae.runtime.words import count
+from aavae.runtime.words import count, markdown_table
 
 CSV, MARKDOWN = "sweep.csv", "sweep.md"
 UNDONE = ("failed", "dead", "damaged", "interrupted")
@@ -159,9 +159,8 @@ def _count(summary: Summary) -> str:
 def markdown(summary: Summary) -> str:
     """The means, their protocols, what is not done and why, and the commands that made it."""
     head, body = _cells(summary)
-    rows = [head, ["---"] * len(head), *body]
     lines = [f"# {summary.folder.resolve().name}", "", f"{_count(summary)}.", ""]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows] + [""]
+    lines += [markdown_table(head, body, range(head.index("state") + 1, len(head))), ""]
     lines += [line for note in _notes(summary) for line in (note, "")]
     if summary.probes:
         lines += ["Protocols:", "", *(f"- {PROBES.get(p, p)}: {_protocols(summary, p)}" for p in summary.probes), ""]

@@ -1,9 +1,10 @@
-"""Numbers before their nouns, names that fit, and sentences in the width of a terminal."""
+"""Numbers before their nouns, names that fit, sentences in the width of a terminal, and Markdown tables."""
 
 import hashlib
 import re
 import shutil
 import textwrap
+from collections.abc import Iterable, Sequence
 
 UNLIMITED = 100_000  # columns of a file or a pipe
 
@@ -25,6 +26,15 @@ def shortened(name: str, most: int = 128) -> str:
         return name
     digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
     return f"{name[: most - len(digest) - 1]}…{digest}"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """A Markdown table, the columns `right` aligned to the right."""
+    from tabulate import tabulate
+
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    sides = ["right" if i in right else "left" for i in range(len(head))]
+    return tabulate(cells[1:], cells[0], "pipe", disable_numparse=True, colalign=sides if cells[1:] else None)
 
 
 def wrapped(text: str) -> str:

@@ -376,7 +376,7 @@ def test_a_pipe_gets_whole_lines_and_markup_is_text(tmp_path, report, monkeypatc
         a_run(tmp_path / "s" / str(dim), *(record(f"probe_{i}") for i in range(9)), method=f"[bold]{dim}[/bold] a|b")
     out = report("s").out
     assert all(f"probe_{i}" in out.splitlines()[2] for i in range(9)) and "[bold]8[/bold] a|b" in out
-    assert "[bold]8[/bold] a\\|b |" in (tmp_path / "s" / "sweep.md").read_text()
+    assert "| [bold]8[/bold] a\\|b " in (tmp_path / "s" / "sweep.md").read_text()
 
 
 def test_help_and_version_say_what_they_should(report):
