@@ -27,7 +27,8 @@ def probability(name: str, p: float) -> float:
 class Pipeline:
     """A distribution over views: `draw` parameters for n images, `apply` them, or call it to do both."""
 
-    crops = False  # whether the first operation is a random resized crop, which streaming workers then do
+    # Whether the first operation is a random resized crop by its `scale` and `ratio`, which streaming workers then do.
+    crops = False
     augments = True  # whether a view can differ from its image
 
     def draw(self, n: int, size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
