@@ -45,6 +45,12 @@ class JobReport(NamedTuple):
             return f"nothing was heard of it since {self.said.get('updated')}"
         return one_line(self.reason or "it gave no reason")
 
+    @property
+    def hours(self) -> float | None:
+        """Device-hours it has taken, evaluation included."""
+        seconds = self.number("seconds")
+        return None if seconds is None else seconds * (self.number("devices") or 1) / 3600
+
     def number(self, key: str) -> float | None:
         """A number that the status has under `key`."""
         value = self.said.get(key)

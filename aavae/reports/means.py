@@ -32,7 +32,8 @@ class Spread(NamedTuple):
 class Row(NamedTuple):
     """Jobs that differ in the seed only, and one of their representations.
 
-    `values` has an entry per column; accuracies are fractions, `seconds` a mean over jobs that are done.
+    `values` has an entry per column; accuracies are fractions, `seconds` and `flop` (of training) means over jobs that
+    are done.
     """
 
     values: tuple[object, ...]
@@ -41,6 +42,7 @@ class Row(NamedTuple):
     accuracies: dict[str, Spread]
     score: Spread | None = None
     seconds: float | None = None
+    flop: float | None = None
 
     @property
     def seeds(self) -> int:
@@ -112,14 +114,18 @@ def _rows(jobs: list[JobReport], columns: list[Column]) -> list[Row]:
     for group in sorted(together.values(), key=lambda g: [_ordered(c.values[g[0]]) for c in columns]):
         values, own = tuple(c.values[group[0]] for c in columns), [jobs[i] for i in group]
         done = [job for job in own if job.state == "done"]
-        seconds = [s for job in done if (s := job.number("seconds")) is not None]
-        mean = sum(seconds) / len(seconds) if seconds else None
-        rows.append(Row(values, "h", own, accuracies(own, "h"), _spread(done, lambda job: job.number("score")), mean))
+        score = _spread(done, lambda job: job.number("score"))
+        rows.append(Row(values, "h", own, accuracies(own, "h"), score, _mean(done, "seconds"), _mean(done, "flop")))
         others = (r["feature"] for job in done for r in job.results if r["feature"] not in ("h", *BASELINES))
         for feature in in_order(others, FEATURES):
             if found := accuracies(own, feature):
                 rows.append(Row(values, feature, own, found))
     return rows
+
+
+def _mean(jobs: list[JobReport], key: str) -> float | None:
+    found = [v for job in jobs if (v := job.number(key)) is not None]
+    return sum(found) / len(found) if found else None
 
 
 def _baselines(jobs: list[JobReport], columns: list[Column]) -> list[Row]:

@@ -25,6 +25,7 @@ from aavae.runtime import files
 from aavae.runtime.words import count, markdown_table
 
 CSV, MARKDOWN = "sweep.csv", "sweep.md"
+NUMBERS = ("epoch", "step", "score", "seconds", "flop")
 UNDONE = ("failed", "dead", "damaged", "interrupted")
 
 
@@ -65,10 +66,11 @@ def _cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
     settings = [c.name for c in summary.columns]
     # A baseline that has nothing to say of the first setting stands there under its name.
     features = any(row.feature != "h" and row.values[0] != "" for row in summary.rows)
-    scored = any(row.score for row in summary.rows)
-    timed = any(row.seconds is not None for row in summary.rows)
+    score = ["score"] if any(row.score for row in summary.rows) else []
+    flop = ["PFLOP"] if any(row.flop is not None for row in summary.rows) else []
+    time = ["time"] if any(row.seconds is not None for row in summary.rows) else []
     head = [*settings, *(["features"] if features else []), "seeds", "state"]
-    head += [*(PROBES.get(p, p) for p in summary.probes), *(["score"] if scored else []), *(["time"] if timed else [])]
+    head += [*(PROBES.get(p, p) for p in summary.probes), *score, *flop, *time]
     body = []
     for row in summary.rows:
         feature = FEATURES.get(row.feature, row.feature)
@@ -77,8 +79,9 @@ def _cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
             cells[0] = feature
         cells += [str(row.seeds), row.states if row.feature == "h" else ""]
         cells += [percent(row.accuracies.get(probe), row) for probe in summary.probes]
-        cells += [_score(row.score)] if scored else []
-        cells += ["" if row.seconds is None else duration(row.seconds)] if timed else []
+        cells += [_score(row.score)] if score else []
+        cells += ["" if row.flop is None else f"{row.flop / 1e15:.3g}"] if flop else []
+        cells += ["" if row.seconds is None else duration(row.seconds)] if time else []
         body.append(cells)
     return head, body
 
@@ -218,9 +221,9 @@ def as_csv(summary: Summary) -> str:
         row["reason"] = job.line if job.state in UNDONE and job.reason is None else job.reason
         row |= {key: text(values[i]) for key, values in settings.items() if values[i] != ABSENT}
         row |= {"seed": job.seed, "epochs": job.config.get("epochs", (job.overrides or {}).get("epochs"))}
-        row |= {key: job.number(key) for key in ("epoch", "step", "score", "seconds")}
+        row |= {key: job.number(key) for key in NUMBERS} | {"device_hours": job.hours}
         rows.append(row | {name_of(r): r["value"] for r in job.results})
-    first = ["folder", "name", "state", "reason", *settings, "seed", "epochs", "epoch", "step", "score", "seconds"]
+    first = ["folder", "name", "state", "reason", *settings, "seed", "epochs", *NUMBERS, "device_hours"]
     handle = io.StringIO()
     names = dict.fromkeys([*first, *(name for row in rows for name in row)])
     table = csv.DictWriter(handle, list(names), lineterminator="\n")

@@ -15,7 +15,18 @@ from aavae.runtime import files
 
 STATUS = "status.json"
 STATES = ("pending", "running", "done", "failed", "interrupted")
-NUMBERS = ("step", "epoch", "epochs", "score", "saved", "seconds", "images_per_second", "seconds_left")  # or null
+NUMBERS = (
+    "step",
+    "epoch",
+    "epochs",
+    "score",
+    "saved",
+    "seconds",
+    "images_per_second",
+    "seconds_left",
+    "flop",
+    "devices",
+)  # or null
 BEAT = 10.0  # seconds between heartbeats
 PATIENCE = 60.0  # seconds without one after which a running job counts as dead
 

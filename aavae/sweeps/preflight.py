@@ -132,6 +132,7 @@ def _possible(_: dict, cfg, asked: frozenset[str] | None, facts: _Facts) -> JobP
     data = facts.data(config["dataset"], cfg)
     described = build.architecture(cfg, data) | {"size": data.image_size}
     trainer = build.trainer(cfg, data=data, net=facts.network(described, cfg, data), meta=True, asked=asked)
+    described["clean_pass"] = trainer.settings.clean_pass == "every_step"
     return JobPlan(
         [],
         steps=trainer.total_steps,
@@ -149,17 +150,10 @@ def _network(_: dict, cfg, data) -> object:
 
 
 def _flops(described: dict, trainer) -> float:
-    """FLOP of training on one image: forward and backward, without the clean pass."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    """FLOP of training on one image; 0 where it cannot be counted."""
+    from aavae.training.flops import training_flop
 
-    model, n, size = trainer.model, 2, described["size"]  # two images, for BatchNorm
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        x, noise = torch.empty(n, 3, size, size), torch.empty(n, model.noise_dim)
-        views = x.expand(model.n_views, *x.shape)
-        model.learn(views, x, noise if model.noise_dim else None)[1]["loss"].backward()
-    model.zero_grad(set_to_none=True)
-    return counter.get_total_flops() / n
+    return training_flop(trainer.model, described["size"], described["clean_pass"]) or 0.0
 
 
 def _disk(trainer) -> int:

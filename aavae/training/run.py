@@ -24,6 +24,7 @@ from aavae.runtime.device import device_name, has_bf16_units
 from aavae.runtime.signals import Signals, listening
 from aavae.runtime.words import count, epochs
 from aavae.training import resume as restart
+from aavae.training.flops import training_flop
 from aavae.training.loop import Loop
 from aavae.training.trainer import Trainer
 from aavae.weights import checkpoint, encoder_file, schema
@@ -58,6 +59,7 @@ class Run:
         self.name, self.group = name, group
         self._probes_before: dict | None = None  # of the checkpoint
         self._stage = "training"
+        self._flop: float | None = None  # of a training image
         self.reporter = Reporter(quiet=not trainer.processes.leads)
         self.facts: dict[str, Any] = {
             "config": self.config,
@@ -185,6 +187,7 @@ class Run:
         t, seed = self.trainer, self.config["seed"]
         origin = {"step": t.step, "precision": t.precision.name}
         if t.processes.leads:
+            self._flop = training_flop(t.model, t.dataset.image_size, t.settings.clean_pass == "every_step")
             origin |= provenance(t.device, self.typed, seed, self.facts["data"], t.processes.world)
         self.logger.start(
             Beginning(
@@ -322,6 +325,8 @@ class Run:
             "epochs": t.settings.epochs,
             "score": t.score,
             "saved": t.saved,
+            "flop": self._flop and self._flop * t.loader.batch_size * t.step,
+            "devices": t.processes.world,
             "images_per_second": r.speed,
             "seconds_left": r.left,
         }

@@ -16,6 +16,7 @@ from aavae.config import sources
 from aavae.errors import UserError
 from aavae.runs.identity import identity
 from aavae.sweeps import preflight
+from aavae.training.flops import training_flop
 
 DEBUG = ("trainer=debug", "probe=[]")
 
@@ -71,7 +72,7 @@ def counted(trainer, size: int) -> float:
 )
 def test_flops_are_those_of_convolutions_and_linear_layers(overrides, gflop):
     trainer, size = on_meta(*overrides)
-    found = preflight._flops({"size": size}, trainer)
+    found = training_flop(trainer.model, size, clean_pass=False)
     assert found == pytest.approx(counted(trainer, size), rel=0.01)
     if gflop:
         assert found == pytest.approx(gflop * 1e9, rel=0.02)
@@ -82,7 +83,7 @@ def test_flops_of_an_encoder_that_attends_are_counted_too():
     trainer, size = on_meta("dataset=cifar10", *vit, "+encoder.kwargs.img_size=32")
     # Attention is no layer: there is more than the layers' share, which here is most of it.
     layers = counted(trainer, size)
-    assert layers < preflight._flops({"size": size}, trainer) < 1.3 * layers
+    assert layers < training_flop(trainer.model, size, clean_pass=False) < 1.3 * layers
 
 
 # ---- Plans --------------------------------------------------------------------------------------------------------
@@ -178,7 +179,7 @@ def slowly(job: list[str]) -> preflight.JobPlan:
     except UserError as error:
         return preflight.JobPlan(job, error=str(error))
     config = build.plain(cfg)
-    flops = preflight._flops({"size": trainer.dataset.image_size}, trainer)
+    flops = preflight._flops({"size": trainer.dataset.image_size, "clean_pass": True}, trainer)
     flops *= trainer.total_steps * trainer.loader.batch_size
     return preflight.JobPlan(job, config, identity(config), trainer.total_steps, flops, preflight._disk(trainer), "cpu")
 

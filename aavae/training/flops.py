@@ -1,0 +1,45 @@
+"""What training computes, in floating-point operations: counted on shapes, without computing anything."""
+
+import copy
+
+import torch
+from torch import nn
+
+from aavae.models import Model
+from aavae.runtime.processes import Processes
+
+
+def training_flop(model: Model, image_size: int, clean_pass: bool) -> float | None:
+    """FLOP of one training image: all views forward and backward, and with `clean_pass` the clean image forward.
+
+    A multiplication with its addition is two. Products of matrices, convolutions and attention are counted, as by
+    `torch.utils.flop_counter`; the optimizer and what works on single numbers is not. None if `model` computes
+    something that has no shape-only version in torch.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    twin = _on_meta(model).train()
+    n = 2  # images, for BatchNorm
+    try:
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            x = torch.empty(n, 3, image_size, image_size)
+            noise = torch.empty(n, model.noise_dim) if model.noise_dim else None
+            twin.learn(x.expand(model.n_views, *x.shape), x, noise)[1]["loss"].backward()
+            if clean_pass:
+                with torch.no_grad():
+                    twin.clean(x)
+    except (NotImplementedError, RuntimeError):  # of a model of somebody's own
+        return None
+    return counter.get_total_flops() / n
+
+
+def _on_meta(model: Model) -> Model:
+    """A copy without numbers, and without the other processes."""
+    numbers = [*model.parameters(), *model.buffers()]
+    memo: dict[int, object] = {
+        id(t): nn.Parameter(t.detach().to("meta"), t.requires_grad) if isinstance(t, nn.Parameter) else t.to("meta")
+        for t in numbers
+    }
+    twin = copy.deepcopy(model, memo)
+    twin.processes = Processes()
+    return twin
