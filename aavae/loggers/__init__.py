@@ -81,6 +81,10 @@ class Loggers:
         """Log the final results everywhere."""
         self._tell(lambda logger: logger.results(records))
 
+    def report(self, head: list[str], rows: list[list[str]], figures: dict[str, Any]) -> None:
+        """What a sweep has found, as a table and as Plotly figures by title, to the loggers that show it."""
+        self._tell(lambda logger: logger.report(head, rows, figures) if hasattr(logger, "report") else None)
+
     def state(self) -> dict[str, dict]:
         """What each logger wants remembered in a checkpoint, by its name; the last word of those that are gone."""
         self._remembered |= self._tell(lambda logger: logger.state())

@@ -67,6 +67,8 @@ class WandB:
             print(f"{reason}; the run goes on offline", file=sys.stderr)
             self.run = self._begin("offline", arguments)
         self.run.define_metric("*", step_metric="step")
+        for looks in ("val/*", "train_eval/*", "probe/*"):  # made at the end of an epoch
+            self.run.define_metric(looks, step_metric="epoch")
 
     def _begin(self, mode: str | None, arguments: dict):
         settings = self._wandb.Settings(silent=True, console="off", init_timeout=30)
@@ -92,6 +94,11 @@ class WandB:
         self.run.log({"results": table})
         for r in records:
             self.run.summary[name_of(r)] = r["value"]
+
+    def report(self, head: list[str], rows: list[list[str]], figures: dict[str, Any]) -> None:
+        """What a sweep has found: a table, and Plotly figures by title as interactive charts."""
+        charts = {f"report/{title}": self._wandb.Plotly(figure) for title, figure in figures.items()}
+        self.run.log({"report/table": self._wandb.Table(columns=head, data=rows)} | charts)
 
     def state(self) -> dict:
         """The run's id, so that a resumed job continues the same run."""

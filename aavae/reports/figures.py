@@ -9,12 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aavae.reports.canvas import array, axes_at, blank, png
+from aavae.reports.palette import COLOURS
 from aavae.runtime import files
 
-# Petroff (2021), "Accessible Color Sequences for Data Visualization": ten that the colour-blind can tell apart.
-COLOURS = (
-    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
-)  # fmt: skip
 MARKERS = "o^Dv"  # beside ten colours they tell twenty classes apart
 MOST_NAMES = 20  # in a legend
 SMALL = 8.5  # points

@@ -22,9 +22,9 @@ from aavae.reports.means import Row, Spread, Summary, counted, tested
 from aavae.runs import status
 from aavae.runs.results import RESULTS, name_of
 from aavae.runtime import files
-from aavae.runtime.words import count, markdown_table
+from aavae.runtime.words import count, latex_escaped, latex_table, markdown_table
 
-CSV, MARKDOWN = "sweep.csv", "sweep.md"
+CSV, MARKDOWN, LATEX = "sweep.csv", "sweep.md", "sweep.tex"
 NUMBERS = ("epoch", "step", "score", "seconds", "flop")
 UNDONE = ("failed", "dead", "damaged", "interrupted")
 
@@ -45,24 +45,26 @@ def tell(summary: Summary, console: Console) -> None:
 
 
 def write(summary: Summary) -> None:
-    """Write sweep.csv and sweep.md into the folder; a folder that is a run itself gets none.
+    """Write sweep.csv, sweep.md and sweep.tex into the folder; a folder that is a run itself gets none.
 
     Raises UserError where they cannot be written.
     """
-    if not _is_run(summary.folder):
+    if not is_run(summary.folder):
         files.write(summary.folder / CSV, as_csv(summary).encode(errors="replace"))
         files.write(summary.folder / MARKDOWN, markdown(summary).encode(errors="replace"))
+        files.write(summary.folder / LATEX, latex(summary).encode(errors="replace"))
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Whether the folder is that of a single run."""
     return os.path.exists(folder / status.STATUS)
 
 
 # ---- Means, for people ------------------------------------------------------------------------------------------
 
 
-def _cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Head and rows, as text."""
+def as_cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table, as text."""
     settings = [c.name for c in summary.columns]
     # A baseline that has nothing to say of the first setting stands there under its name.
     features = any(row.feature != "h" and row.values[0] != "" for row in summary.rows)
@@ -84,6 +86,11 @@ def _cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
         cells += ["" if row.seconds is None else duration(row.seconds)] if time else []
         body.append(cells)
     return head, body
+
+
+def numbers_from(head: list[str]) -> int:
+    """The first column that holds measurements."""
+    return head.index("state") + 1
 
 
 def percent(spread: Spread | None, row: Row) -> str:
@@ -110,7 +117,7 @@ def _short(line: str, longest: int = 240) -> str:
     return line if len(line) <= longest else f"{line[:longest]}…"
 
 
-def _notes(summary: Summary) -> list[str]:
+def notes_of(summary: Summary) -> list[str]:
     """What must be known to read the table."""
     found = [(spread, row) for row in summary.rows for spread in row.accuracies.values()]
     notes = ["Test accuracy in %, mean ± sd (ddof 1) over seeds."] if found else []
@@ -136,13 +143,13 @@ def _parts(key: str) -> tuple[str, ...]:
 
 def screen(summary: Summary) -> Table:
     """The means as a table for the terminal."""
-    head, body = _cells(summary)
-    where = RESULTS if _is_run(summary.folder) else MARKDOWN
-    caption = " ".join([*_notes(summary), *([f"Protocols: {where}."] if summary.probes else [])])
-    title = Text(f"{shown(summary.folder.absolute())}: {_count(summary)}")
+    head, body = as_cells(summary)
+    where = RESULTS if is_run(summary.folder) else MARKDOWN
+    caption = " ".join([*notes_of(summary), *([f"Protocols: {where}."] if summary.probes else [])])
+    title = Text(f"{shown(summary.folder.absolute())}: {counted_jobs(summary)}")
     table = Table(title=title, caption=Text(caption), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.title_justify = table.caption_justify = "left"
-    numbers = head.index("state") + 1
+    numbers = numbers_from(head)
     for i, column in enumerate(zip(head, *body, strict=True)):
         whole = i < numbers - 1 and max(map(len, column)) <= 24
         word = max(len(word) for cell in column for word in [*cell.split(), ""])
@@ -155,23 +162,34 @@ def screen(summary: Summary) -> Table:
     return table
 
 
-def _count(summary: Summary) -> str:
+def counted_jobs(summary: Summary) -> str:
+    """How many jobs there are, and how they stand."""
     return f"{count(len(summary.jobs), 'job')}, {counted(summary.jobs)}"
 
 
 def markdown(summary: Summary) -> str:
     """The means, their protocols, what is not done and why, and the commands that made it."""
-    head, body = _cells(summary)
-    lines = [f"# {summary.folder.resolve().name}", "", f"{_count(summary)}.", ""]
-    lines += [markdown_table(head, body, range(head.index("state") + 1, len(head))), ""]
-    lines += [line for note in _notes(summary) for line in (note, "")]
+    head, body = as_cells(summary)
+    lines = [f"# {summary.folder.resolve().name}", "", f"{counted_jobs(summary)}.", ""]
+    lines += [markdown_table(head, body, range(numbers_from(head), len(head))), ""]
+    lines += [line for note in notes_of(summary) for line in (note, "")]
     if summary.probes:
-        lines += ["Protocols:", "", *(f"- {PROBES.get(p, p)}: {_protocols(summary, p)}" for p in summary.probes), ""]
+        lines += ["Protocols:", "", *(f"- {PROBES.get(p, p)}: {protocols_of(summary, p)}" for p in summary.probes), ""]
     if undone := summary.of(*UNDONE):
         lines += ["Not done:", "", *(f"- {job.state}: {_code(job.name)}, {_code(job.line)}" for job in undone), ""]
     lines += [f"- {problem}" for problem in summary.problems]
-    if commands := _commands(summary):
+    if commands := commands_of(summary):
         lines += ["Made by:", "", *(f"    {command}" for command in commands)]
+    return "\n".join(lines) + "\n"
+
+
+def latex(summary: Summary) -> str:
+    """The means as a LaTeX table with the rules of booktabs, its notes as the caption."""
+    head, body = as_cells(summary)
+    notes = [one_line(note) for note in notes_of(summary)]
+    lines = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering"]
+    lines += [latex_table(head, body, range(numbers_from(head), len(head)))]
+    lines += [rf"\caption{{{latex_escaped(f'{counted_jobs(summary)}. ' + ' '.join(notes))}}}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
@@ -179,7 +197,7 @@ def _code(line: str) -> str:
     return "`" + one_line(line).replace("`", "'") + "`"
 
 
-def _protocols(summary: Summary, probe: str) -> str:
+def protocols_of(summary: Summary, probe: str) -> str:
     """How the probe measured; where jobs differ in a word only, its variants."""
     records = [r for job in summary.jobs for r in tested(job) if r["probe"] == probe]
     found = dict.fromkeys(f"{r.get('protocol', 'unknown')}; {r.get('n')} test images" for r in records)
@@ -191,7 +209,8 @@ def _protocols(summary: Summary, probe: str) -> str:
     return "; or ".join(merged)
 
 
-def _commands(summary: Summary, most: int = 20) -> list[str]:
+def commands_of(summary: Summary, most: int = 20) -> list[str]:
+    """The commands that the jobs were launched by."""
     try:
         sweep = read_sweep(summary.folder)
     except UserError:  # which the summary says

@@ -6,6 +6,12 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 
+LATEX = {  # what LaTeX reads as a command, and what pdfLaTeX has no letter for in every font
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "±": r"$\pm$", "†": r"$\dagger$", "–": "--", "−": "$-$", "×": r"$\times$", "≈": r"$\approx$",
+    "μ": r"$\mu$", "β": r"$\beta$", "σ": r"$\sigma$", "…": r"\ldots{}", "²": r"$^2$",
+}  # fmt: skip
 UNLIMITED = 100_000  # columns of a file or a pipe
 
 
@@ -30,11 +36,26 @@ def shortened(name: str, most: int = 128) -> str:
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
     """A Markdown table, the columns `right` aligned to the right."""
+    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    return _table(head, body, right, "pipe")
+
+
+def latex_table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """A LaTeX tabular with the rules of booktabs, the columns `right` aligned to the right."""
+    text = _table(head, list(rows), right, "latex_booktabs")  # which escapes what is ASCII
+    return "".join(c if c.isascii() else LATEX.get(c, c) for c in text)
+
+
+def latex_escaped(text: str) -> str:
+    """The text as LaTeX prints it."""
+    return "".join(LATEX.get(c, c) for c in text)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int], kind: str) -> str:
     from tabulate import tabulate
 
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
     sides = ["right" if i in right else "left" for i in range(len(head))]
-    return tabulate(cells[1:], cells[0], "pipe", disable_numparse=True, colalign=sides if cells[1:] else None)
+    return tabulate(rows, head, kind, disable_numparse=True, colalign=sides if rows else None)
 
 
 def wrapped(text: str) -> str:

@@ -1,0 +1,206 @@
+"""One HTML page of what a folder has found: self-contained, for offline reading, with interactive charts by Plotly."""
+
+import base64
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from aavae.errors import UserError
+from aavae.loggers.screen import PROBES, duration
+from aavae.reports.charts import charts, label
+from aavae.reports.jobs import JobReport, one_line
+from aavae.reports.means import Row, Summary
+from aavae.reports.tables import UNDONE, as_cells, commands_of, counted_jobs, notes_of, numbers_from, protocols_of
+from aavae.runs.provenance import PROVENANCE
+
+PAGE = "sweep.html"
+TAIL = 20  # lines of a log
+LONGEST = 4000  # characters of them
+WIDEST = 900  # pixels of a picture
+ROOM = 700_000  # bytes for all pictures, so that a page of a hundred runs stays below 6 MB
+PICTURES = ("reconstructions", "similarity", "embedding", "geometry")
+
+
+def page(summary: Summary) -> str:
+    """The page, as text. Its Content-Security-Policy allows its own two scripts and no request."""
+    import jinja2
+
+    logged = {i: _logged(job) for i, job in enumerate(summary.jobs)}
+    own, plotly = _file("page.js"), _plotly()
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_file("page.html"))
+    head, rows = as_cells(summary)
+    pictures, left = _pictures(summary)
+    return template.render(
+        policy=f"default-src 'none'; script-src {_hash(plotly)} {_hash(own)}; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'",
+        plotly=plotly,
+        script=own,
+        style=_file("page.css"),
+        title=summary.folder.resolve().name,
+        jobs=counted_jobs(summary),
+        facts=_facts(summary),
+        commands=commands_of(summary),
+        head=head,
+        numbers=numbers_from(head),
+        rows=list(zip(summary.rows, rows, strict=True)),
+        selected=_selected(summary),
+        notes=notes_of(summary),
+        charts=[(title, _json(chart)) for title, chart in charts(summary, logged).items()],
+        undone=[(job, one_line(job.name), job.line, _tail(job.folder)) for job in summary.of(*UNDONE)],
+        problems=summary.problems,
+        pictures=pictures,
+        left=left,
+        configs=_json(_configs(summary)),
+        names=[f"{one_line(job.name)}, seed {job.seed}" for job in summary.jobs],
+        protocols=[(PROBES.get(p, p), protocols_of(summary, p)) for p in summary.probes],
+    )
+
+
+def figures(summary: Summary) -> dict[str, Any]:
+    """The charts as Plotly's own objects."""
+    import plotly.graph_objects
+
+    logged = {i: _logged(job) for i, job in enumerate(summary.jobs)}
+    return {title: plotly.graph_objects.Figure(chart) for title, chart in charts(summary, logged).items()}
+
+
+# ---- Parts ------------------------------------------------------------------------------------------------------
+
+
+def _file(name: str) -> str:
+    return (resources.files("aavae.reports") / name).read_text()
+
+
+def _plotly() -> str:
+    script = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text()
+    return script.replace("</script", "<\\/script")
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _json(value: object) -> str:
+    """JSON that may stand in a script element."""
+    return json.dumps(value, default=str, ensure_ascii=True).replace("<", "\\u003c")
+
+
+def _logged(job: JobReport) -> list[dict]:
+    """The lines of its metrics.jsonl that can be read."""
+    lines: list[dict] = []
+    try:
+        text = (job.folder / "metrics.jsonl").read_text(errors="replace")
+    except OSError:  # it has not begun, or may not be read
+        return lines
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # being written
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("epoch"), int | float):
+            lines.append({k: v for k, v in entry.items() if isinstance(v, int | float)})
+    return lines
+
+
+def _facts(summary: Summary) -> list[tuple[str, str]]:
+    """What a reader must know of where the numbers come from."""
+    sessions = [session for job in summary.jobs for session in _sessions(job.folder)]
+    commits = _different((s.get("git") or {}).get("commit") for s in sessions)
+    dirty = any((s.get("git") or {}).get("dirty") for s in sessions)
+    versions = [s["versions"] for s in sessions if isinstance(s.get("versions"), dict)]
+    said = [f"{k} {'/'.join(v)}" for k in ("torch", "aavae") if (v := _different(found.get(k) for found in versions))]
+    flop = [n for job in summary.jobs if (n := job.number("flop"))]
+    hours = [n for job in summary.jobs if (n := job.hours)]
+    cost = [f"{sum(flop) / 1e15:.3g} PFLOP of training"] if flop else []
+    cost += [f"{sum(hours):.3g} device-hours ({duration(3600 * sum(hours))})"] if hours else []
+    return [
+        ("swept", "; ".join(f"{c.key}: {', '.join(_values(summary, i))}" for i, c in enumerate(summary.columns))),
+        ("commit", ", ".join(c[:10] for c in commits) + (" with changes" if dirty else "")),
+        ("device", ", ".join(_different(s.get("device") for s in sessions))),
+        ("versions", ", ".join(said)),
+        ("cost", ", ".join(cost)),
+    ]
+
+
+def _values(summary: Summary, i: int) -> list[str]:
+    shown = list(dict.fromkeys(one_line(str(row.values[i])) for row in summary.rows if row.feature == "h"))
+    return shown if len(shown) <= 12 else [*shown[:12], "…"]
+
+
+def _different(values) -> list[str]:
+    return list(dict.fromkeys(one_line(str(value)) for value in values if value))
+
+
+def _sessions(folder: Path) -> list[dict]:
+    try:
+        found = json.loads((folder / PROVENANCE).read_text())
+    except (OSError, ValueError):
+        return []
+    return [session for session in found if isinstance(session, dict)] if isinstance(found, list) else []
+
+
+def _selected(summary: Summary) -> Row | None:
+    """The row with the best score, which is measured on validation images; None where there is no choice."""
+    scored = [row for row in summary.rows if row.score and row.feature == "h"]
+    return max(scored, key=lambda row: row.score.mean if row.score else 0.0) if len(scored) > 1 else None
+
+
+def _tail(folder: Path) -> str:
+    path = folder / "log.txt"
+    if not os.path.exists(path):
+        return ""
+    try:
+        with open(path, "rb") as handle:
+            handle.seek(max(0, path.stat().st_size - LONGEST))
+            return "\n".join(handle.read().decode(errors="replace").splitlines()[-TAIL:])
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+
+
+def _configs(summary: Summary) -> dict:
+    """The settings of all jobs: those of the first, and in what the others differ."""
+    base = next((job.config for job in summary.jobs if job.config), {})
+    rest = [
+        {k: v for k in {**base, **job.config} if (v := job.config.get(k, "–")) != base.get(k, "–")}
+        for job in summary.jobs
+    ]
+    return {"base": base, "jobs": rest}
+
+
+def _pictures(summary: Summary) -> tuple[list[tuple[str, list[tuple[str, str]]]], int]:
+    """Pictures of the first finished run of each row as data URLs, by the row's name; and how many rows had no room."""
+    found, room, left = [], ROOM, 0
+    for row in (row for row in summary.rows if row.feature == "h"):
+        job = next((job for job in row.jobs if job.state == "done"), None)
+        shown: list[tuple[str, str]] = []
+        for name, data in _small(job.folder) if job else ():
+            if len(data) <= room:
+                room -= len(data)
+                shown.append((name, data))
+        if shown and job:
+            found.append((f"{label(summary, row.values)}, seed {job.seed}", shown))
+        elif job and any(job.folder.glob("*.png")):
+            left += 1
+    return found, left
+
+
+def _small(folder: Path) -> Iterator[tuple[str, str]]:
+    from PIL import Image
+
+    for path in sorted(folder.glob("*.png"), key=lambda p: (not p.stem.startswith(PICTURES[:2]), p.name)):
+        if not path.stem.startswith(PICTURES):
+            continue
+        try:
+            with Image.open(path) as opened:
+                image = opened.convert("RGB")
+            image.thumbnail((WIDEST, 4 * WIDEST))
+            buffer = io.BytesIO()
+            image.save(buffer, "WEBP", quality=70)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"the picture {path} cannot be read ({error}); delete it, and evaluate again") from error
+        yield path.stem, f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
