@@ -16,7 +16,7 @@ from aavae.runtime.words import shortened
 class Beginning:
     """What a logger is told when a run starts or goes on: where, from which step, under which names.
 
-    `job_type` is pretrain or evaluate; `remembered` is what the logger's `state` was in the checkpoint.
+    `job_type` is pretrain, evaluate or report; `remembered` is what the logger's `state` was in the checkpoint.
     """
 
     folder: Path
@@ -46,6 +46,10 @@ class Loggers:
         self._loggers = loggers
         self._lost: set[str] = set()
         self._remembered: dict[str, dict] = {}
+
+    def items(self):
+        """Names and loggers."""
+        return self._loggers.items()
 
     def start(self, run: Beginning) -> None:
         """Start all; each is told what it had remembered in the checkpoint.
@@ -82,8 +86,8 @@ class Loggers:
         self._tell(lambda logger: logger.results(records))
 
     def report(self, head: list[str], rows: list[list[str]], figures: dict[str, Any]) -> None:
-        """What a sweep has found, as a table and as Plotly figures by title, to the loggers that show it."""
-        self._tell(lambda logger: logger.report(head, rows, figures) if hasattr(logger, "report") else None)
+        """What a sweep has found, as a table and as Plotly figures by title; all must have `report`."""
+        self._tell(lambda logger: logger.report(head, rows, figures))
 
     def state(self) -> dict[str, dict]:
         """What each logger wants remembered in a checkpoint, by its name; the last word of those that are gone."""

@@ -100,7 +100,7 @@ def effect(summary: Summary, rows: list[Row], column: Column, probe: str) -> Cha
                 "y": [y for _, y, _ in dots],
                 "text": [f"{job.name} seed={job.seed}" for _, _, job in dots],
                 "mode": "markers",
-                "marker": {"color": colour, "size": 5, "opacity": 0.5},
+                "marker": {"color": colour, "size": 7, "symbol": "circle-open"},
                 "showlegend": False,
             }
         )

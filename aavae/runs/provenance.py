@@ -10,23 +10,26 @@ import time
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple
 
 import aavae
 from aavae.runtime import files
+
+if TYPE_CHECKING:  # it takes a second to import, and a report only reads
+    import torch
 
 PROVENANCE = "provenance.json"
 PACKAGES = ("aavae", "torch", "torchvision", "timm", "hydra-core", "numpy")
 PATIENCE = 5.0  # seconds, for all that a program is asked
 
 
-def provenance(device: torch.device, command: str, seed: int | None, fingerprint: str, processes: int = 1) -> dict:
+def provenance(device: "torch.device", command: str, seed: int | None, fingerprint: str, processes: int = 1) -> dict:
     """Plain data on a session that starts now; `fingerprint` is the dataset's, and `processes` train together.
 
     What cannot be known is null. Names of the machine and its user are left out, and paths, unless they were typed.
     """
+    import torch
+
     package = Path(aavae.__file__).parent
     git, here = checkout(package, "__init__.py"), checkout(Path.cwd())
     another = here if here and (git is None or here.root != git.root) else None
@@ -112,7 +115,7 @@ def _output(*command: str, until: float) -> str | None:
 # ---- Versions and machine -----------------------------------------------------------------------------------------
 
 
-def versions(device: torch.device) -> dict[str, str | None]:
+def versions(device: "torch.device") -> dict[str, str | None]:
     """Of Python and the packages that decide numbers, and on a GPU of CUDA, cuDNN and the driver."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -121,6 +124,8 @@ def versions(device: torch.device) -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[package] = None
     if device.type == "cuda":
+        import torch
+
         cudnn, ask = (
             torch.backends.cudnn.version(),
             ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
@@ -131,9 +136,11 @@ def versions(device: torch.device) -> dict[str, str | None]:
     return found
 
 
-def hardware(device: torch.device) -> str:
+def hardware(device: "torch.device") -> str:
     """The name of the GPU, or the model of the CPU."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):  # not Linux

@@ -1,6 +1,7 @@
 """`-m`: the jobs of a sweep, checked before the first one, launched, and summed up at the end."""
 
 import contextlib
+import hashlib
 import os
 import shlex
 import shutil
@@ -181,7 +182,39 @@ class Multirun:
         """Write and show what came of the sweep; whether a job failed."""
         from aavae.reports import report
 
-        return report(self.folder) != 0
+        failed = report(self.folder) != 0
+        self._tell_dashboards()
+        return failed
+
+    def _tell_dashboards(self) -> None:
+        """Hand the table and the charts to the loggers that show such, as a run of the sweep's group."""
+        from aavae.loggers import Beginning, Loggers
+        from aavae.reports.means import summarize
+        from aavae.reports.page import figures
+        from aavae.reports.tables import as_cells
+
+        cfg = build.compose(self.grid.jobs()[0], self.config_dir, self.command.primary)
+        if not cfg.logger:
+            return
+        shown = {name: own for name, own in build.loggers(cfg, metrics=False).items() if hasattr(own, "report")}
+        loggers, name = Loggers(shown), self.folder.name
+        # One run a sweep, however often it is summed up.
+        known = {"id": f"report-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}"}
+        begun = Beginning(
+            self.folder,
+            name=f"{name}, report",
+            group=name,
+            job_type="report",
+            remembered=dict.fromkeys(shown, known),
+        )
+        try:
+            loggers.start(begun)
+        except UserError as error:  # all is on disk
+            print(f"{self.command.name}: {error}", file=sys.stderr)
+            return
+        summary = summarize(self.folder)
+        loggers.report(*as_cells(summary), figures(summary))
+        loggers.close()
 
     def _child(self, job: Job) -> list[str]:
         where = ["--config-dir", self._config_dir()] if self.config_dir else []
