@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import resource
 import socket
 import subprocess
@@ -459,7 +460,8 @@ def test_a_service_that_dies_takes_neither_this_run_nor_the_next(tmp_path, offli
         (tmp_path / folder).mkdir()
     ended = subprocess.run([sys.executable, "-c", DYING], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0 and ended.stdout == ""
-    assert ended.stderr.startswith("the logger wandb failed (") and ended.stderr.count("\n") == 1, ended.stderr
+    # On a busy machine its death may be noticed only when it is to be closed.
+    assert re.match(r"(the|closing the) logger wandb failed \(", ended.stderr) and ended.stderr.count("\n") == 1
     assert len(lines(tmp_path / "a")) == 99
     assert wandb_reader.history(tmp_path / "b")[0]["loss"] == 2.0
 
