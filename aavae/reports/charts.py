@@ -194,7 +194,7 @@ def curves(
                 continue
             epochs = [float(line["epoch"]) for line in own]
             for name in AGAINST:
-                lengths[name].append([_as(name, job, epoch) for epoch in epochs])
+                lengths[name].append([progress(name, job, epoch) for epoch in epochs])
             name = label(summary, row.values)
             traces.append(
                 {
@@ -303,8 +303,8 @@ def _shade(height: float) -> str:
     return CIVIDIS[round(height * (len(CIVIDIS) - 1))]
 
 
-def _as(name: str, job: JobReport, epoch: float) -> float | None:
-    """How far a job was after so many epochs, in another measure; it is taken to go evenly."""
+def progress(name: str, job: JobReport, epoch: float) -> float | None:
+    """How far a job was after so many epochs, in one of AGAINST; work is taken to go evenly, evaluation included."""
     if name == "epochs":
         return epoch
     whole, now = (job.number("flop"), 1e15) if name == "pflop" else (job.hours, 1.0)

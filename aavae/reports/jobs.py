@@ -77,6 +77,23 @@ def read_sweep(folder: Path) -> dict | None:
         raise UserError(f"{folder / sweeps.SWEEP} is damaged ({error})") from error
 
 
+def logged(folder: Path) -> list[dict[str, float]]:
+    """The numbers in each line of a run's metrics.jsonl that can be read."""
+    try:
+        text = (folder / "metrics.jsonl").read_text(errors="replace")
+    except OSError:  # it has not begun, or may not be read
+        return []
+    lines = []
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # being written
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("epoch"), int | float):
+            lines.append({k: v for k, v in entry.items() if isinstance(v, int | float)})
+    return lines
+
+
 def find_jobs(folder: Path) -> tuple[list[JobReport], list[str]]:
     """The jobs of the sweeps in and below `folder` and all other runs there, and what could not be read."""
     jobs: dict[Path, JobReport] = {}
@@ -85,7 +102,7 @@ def find_jobs(folder: Path) -> tuple[list[JobReport], list[str]]:
         if run:
             if place not in jobs:
                 name = place.relative_to(folder).as_posix() if place != folder else folder.resolve().name
-                jobs[place] = _read_job(place, name, None)
+                jobs[place] = read_job(place, name, None)
             continue
         try:
             sweep = read_sweep(place)
@@ -94,7 +111,7 @@ def find_jobs(folder: Path) -> tuple[list[JobReport], list[str]]:
             sweep = None
         for entry in sweep["jobs"] if sweep else []:
             own = place / entry["folder"]
-            jobs[own] = _read_job(own, entry["name"], entry["overrides"])
+            jobs[own] = read_job(own, entry["name"], entry["overrides"])
     return list(jobs.values()), problems
 
 
@@ -111,7 +128,8 @@ def _places(folder: Path, problems: list[str]) -> Iterator[tuple[Path, bool]]:
         yield Path(root), bool(run)
 
 
-def _read_job(folder: Path, name: str, overrides: list[str] | None) -> JobReport:
+def read_job(folder: Path, name: str, overrides: list[str] | None) -> JobReport:
+    """The run in `folder`, called `name`, as it stands; `overrides` were typed for it, if that is known."""
     said, config, results, problem = {}, {}, [], None
     try:
         said = status.read(folder) or {}

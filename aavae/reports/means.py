@@ -114,7 +114,7 @@ def _rows(jobs: list[JobReport], columns: list[Column]) -> list[Row]:
     for group in sorted(together.values(), key=lambda g: [_ordered(c.values[g[0]]) for c in columns]):
         values, own = tuple(c.values[group[0]] for c in columns), [jobs[i] for i in group]
         done = [job for job in own if job.state == "done"]
-        score = _spread(done, lambda job: job.number("score"))
+        score = spread_of(done, lambda job: job.number("score"))
         rows.append(Row(values, "h", own, accuracies(own, "h"), score, _mean(done, "seconds"), _mean(done, "flop")))
         others = (r["feature"] for job in done for r in job.results if r["feature"] not in ("h", *BASELINES))
         for feature in in_order(others, FEATURES):
@@ -169,12 +169,12 @@ def tested(job: JobReport) -> list[dict]:
 def _accuracy(jobs: list[JobReport], records: dict[Path, dict]) -> Spread:
     # What a probe chose by itself, and its seed, may differ.
     protocols = {re.sub(r"weight decay \S+ chosen|seed \d+", "", str(r.get("protocol"))) for r in records.values()}
-    spread = _spread([job for job in jobs if job.folder in records], lambda job: records[job.folder]["value"])
+    spread = spread_of([job for job in jobs if job.folder in records], lambda job: records[job.folder]["value"])
     assert spread is not None  # each record is of a job
     return spread._replace(mixed=len(protocols) > 1)
 
 
-def _spread(jobs: list[JobReport], value: Callable[[JobReport], float | None]) -> Spread | None:
+def spread_of(jobs: list[JobReport], value: Callable[[JobReport], float | None]) -> Spread | None:
     """Over seeds; jobs of one seed, as those of a baseline, count as their mean."""
     by_seed: dict[str, list[float]] = {}
     for job in jobs:

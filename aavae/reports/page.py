@@ -13,7 +13,7 @@ from typing import Any
 from aavae.errors import UserError
 from aavae.loggers.screen import PROBES, duration
 from aavae.reports.charts import charts, label
-from aavae.reports.jobs import JobReport, one_line
+from aavae.reports.jobs import JobReport, logged, one_line
 from aavae.reports.means import Row, Summary
 from aavae.reports.tables import UNDONE, as_cells, commands_of, counted_jobs, notes_of, numbers_from, protocols_of
 from aavae.runs.provenance import PROVENANCE
@@ -30,7 +30,7 @@ def page(summary: Summary) -> str:
     """The page, as text. Its Content-Security-Policy allows its own two scripts and no request."""
     import jinja2
 
-    logged = {i: _logged(job) for i, job in enumerate(summary.jobs)}
+    lines = {i: logged(job.folder) for i, job in enumerate(summary.jobs)}
     own, plotly = _file("page.js"), _plotly()
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_file("page.html"))
     head, rows = as_cells(summary)
@@ -50,7 +50,7 @@ def page(summary: Summary) -> str:
         rows=list(zip(summary.rows, rows, strict=True)),
         selected=_selected(summary),
         notes=notes_of(summary),
-        charts=[(title, _json(chart)) for title, chart in charts(summary, logged).items()],
+        charts=[(title, _json(chart)) for title, chart in charts(summary, lines).items()],
         undone=[(job, one_line(job.name), job.line, _tail(job.folder)) for job in summary.of(*UNDONE)],
         problems=summary.problems,
         pictures=pictures,
@@ -65,8 +65,8 @@ def figures(summary: Summary) -> dict[str, Any]:
     """The charts as Plotly's own objects."""
     import plotly.graph_objects
 
-    logged = {i: _logged(job) for i, job in enumerate(summary.jobs)}
-    return {title: plotly.graph_objects.Figure(chart) for title, chart in charts(summary, logged).items()}
+    lines = {i: logged(job.folder) for i, job in enumerate(summary.jobs)}
+    return {title: plotly.graph_objects.Figure(chart) for title, chart in charts(summary, lines).items()}
 
 
 # ---- Parts ------------------------------------------------------------------------------------------------------
@@ -90,36 +90,25 @@ def _json(value: object) -> str:
     return json.dumps(value, default=str, ensure_ascii=True).replace("<", "\\u003c")
 
 
-def _logged(job: JobReport) -> list[dict]:
-    """The lines of its metrics.jsonl that can be read."""
-    lines: list[dict] = []
-    try:
-        text = (job.folder / "metrics.jsonl").read_text(errors="replace")
-    except OSError:  # it has not begun, or may not be read
-        return lines
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # being written
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("epoch"), int | float):
-            lines.append({k: v for k, v in entry.items() if isinstance(v, int | float)})
-    return lines
-
-
 def _facts(summary: Summary) -> list[tuple[str, str]]:
-    """What a reader must know of where the numbers come from."""
-    sessions = [session for job in summary.jobs for session in _sessions(job.folder)]
+    swept = "; ".join(f"{c.key}: {', '.join(_values(summary, i))}" for i, c in enumerate(summary.columns))
+    return [("swept", swept), *facts_of(summary.jobs)]
+
+
+def facts_of(jobs: list[JobReport]) -> list[tuple[str, str]]:
+    """Where the numbers of jobs come from: dataset, commit, device, versions and cost; empty texts for the unknown."""
+    sessions = [session for job in jobs for session in _sessions(job.folder)]
     commits = _different((s.get("git") or {}).get("commit") for s in sessions)
     dirty = any((s.get("git") or {}).get("dirty") for s in sessions)
     versions = [s["versions"] for s in sessions if isinstance(s.get("versions"), dict)]
     said = [f"{k} {'/'.join(v)}" for k in ("torch", "aavae") if (v := _different(found.get(k) for found in versions))]
-    flop = [n for job in summary.jobs if (n := job.number("flop"))]
-    hours = [n for job in summary.jobs if (n := job.hours)]
+    datasets = _different(str(job.config.get("dataset._target_", "")).rpartition(".")[2] for job in jobs)
+    flop = [n for job in jobs if (n := job.number("flop"))]
+    hours = [n for job in jobs if (n := job.hours)]
     cost = [f"{sum(flop) / 1e15:.3g} PFLOP of training"] if flop else []
     cost += [f"{sum(hours):.3g} device-hours ({duration(3600 * sum(hours))})"] if hours else []
     return [
-        ("swept", "; ".join(f"{c.key}: {', '.join(_values(summary, i))}" for i, c in enumerate(summary.columns))),
+        ("dataset", ", ".join(datasets)),
         ("commit", ", ".join(c[:10] for c in commits) + (" with changes" if dirty else "")),
         ("device", ", ".join(_different(s.get("device") for s in sessions))),
         ("versions", ", ".join(said)),

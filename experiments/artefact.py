@@ -1,0 +1,126 @@
+"""How every artefact is made: `python -m experiments.NAME [scale=…] [against=…] [dry_run=true] [override …]`."""
+
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aavae.errors import UserError
+from aavae.loggers.screen import duration, shown
+from aavae.reports.charts import AGAINST
+from aavae.runtime import caches, exits
+from aavae.runtime.words import count
+from experiments.paper import SCALES, Scale
+from experiments.runs import PRIMARY, Runs, Sweep
+from experiments.writing import Sheet, write
+
+PEAK = 790e12  # FLOP/s of an H100 in bf16 (spec §5): a run cannot be faster
+SETTINGS = ("scale", "against", "dry_run")
+
+
+class Artefact:
+    """A table or a figure: which sweeps it needs, and what it makes of their runs."""
+
+    name: str
+    title: str
+
+    def sweeps(self, scale: Scale) -> list[Sweep]:
+        """The sweeps whose runs it shows."""
+        raise NotImplementedError
+
+    def draw(self, runs: Runs, against: str) -> Sheet:
+        """Its table, figure and caption, from the runs that are done; curves are drawn `against` one of AGAINST."""
+        raise NotImplementedError
+
+
+class Asked(NamedTuple):
+    """What was typed."""
+
+    scale: Scale
+    against: str
+    dry_run: bool
+    overrides: list[str]
+
+
+def parse(argv: list[str]) -> Asked:
+    """Raises UserError for what is not `key=value`, and for an unknown scale or measure."""
+    settings = {"scale": "smoke", "against": "epochs", "dry_run": "false"}
+    overrides = []
+    for word in argv:
+        key, equals, value = word.partition("=")
+        if not equals or word.startswith("-"):
+            raise UserError(f"{word} is no setting; say scale={'|'.join(SCALES)}, or overrides of aavae-train")
+        if key in SETTINGS:
+            settings[key] = value
+        else:
+            overrides.append(word)
+    for key, known in (("scale", SCALES), ("against", AGAINST), ("dry_run", ("true", "false"))):
+        if settings[key] not in known:
+            raise UserError(f"{key} must be {' or '.join(known)}, not {settings[key]}")
+    return Asked(SCALES[settings["scale"]], settings["against"], settings["dry_run"] == "true", overrides)
+
+
+def make(artefact: Artefact, argv: list[str]) -> int:
+    """Train what is not trained yet, and write the artefact; 0, or 1 if a run failed."""
+    asked = parse(argv)
+    runs = Runs(asked.scale, asked.overrides, Path(f"multirun/paper_{asked.scale.name}").absolute())
+    sweeps = artefact.sweeps(asked.scale)
+    typed = {o.partition("=")[0].lstrip("+") for o in asked.overrides}
+    if taken := typed & {word.partition("=")[0] for s in sweeps for word in (s.key, *s.fixed)}:
+        raise UserError(f"{artefact.name} chooses {min(taken)} itself; leave it out")
+    if asked.dry_run:
+        return estimate(artefact.name, runs, sweeps)
+    code = runs.train(sweeps)
+    command = shlex.join(["python", "-m", f"experiments.{artefact.name}", *argv])
+    folder = Path("outputs/paper") / asked.scale.name
+    for path in write(folder, artefact.name, artefact.title, artefact.draw(runs, asked.against), runs, command):
+        print(shown(path.absolute()))
+    return code
+
+
+def estimate(name: str, runs: Runs, sweeps: Iterable[Sweep]) -> int:
+    """Say how many runs are left, what they compute, and how long that takes here and at best on an H100."""
+    from aavae.sweeps.preflight import preflight
+
+    left = [job for _, jobs in runs.left(sweeps) for job in jobs]
+    print(f"runs        {len(left)} to train for {name}; {shown(runs.folder)} has the others")
+    if not left:
+        return 0
+    plans, speed, gpus = preflight([[*job, "dry_run=true"] for job in left], None, PRIMARY)
+    if faults := [plan for plan in plans if plan.error]:
+        raise UserError(f"{count(len(faults), 'run')} of {len(plans)} cannot be trained: {faults[0].error}")
+    flop = sum(plan.flops for plan in plans)
+    print(f"compute     {flop / 1e15:.3g} PFLOP of training")
+    if speed:
+        here = duration(flop / speed / max(1, gpus))
+        print(f"time        about {here} here, on {plans[0].device}, besides evaluation")
+    print(f"            at least {duration(flop / PEAK)} on an H100, at its peak rate (estimate)")
+    return 0
+
+
+def main(artefact: Artefact) -> None:
+    """The command of an artefact. Exit codes: 0 done, 1 a run failed, 2 bad input, 128 + n stopped by signal n."""
+    caches.settle()
+    name = f"experiments.{artefact.name}"
+
+    def work() -> int:
+        if {"-h", "--help"} & {*sys.argv[1:]}:
+            print(
+                f"python -m {name} [scale={'|'.join(SCALES)}] [against={'|'.join(AGAINST)}] [dry_run=true] [override …]"
+            )
+            print(f"{artefact.title}. Overrides are those of aavae-train, such as device=cuda or seed=0,1.")
+            return 0
+        try:
+            return make(artefact, sys.argv[1:])
+        except KeyboardInterrupt:
+            print(f"stopped; the same command goes on: {shlex.join(['python', '-m', name, *sys.argv[1:]])}")
+            raise
+
+    sys.exit(exits.run(name, work))
+
+
+def named(values: Any) -> str:
+    """Names in a sentence: `a, b and c`."""
+    *first, last = values
+    return f"{', '.join(first)} and {last}" if first else str(last)

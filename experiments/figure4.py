@@ -1,0 +1,75 @@
+"""Figure 4: batch size, latent dimension, decoder and width, and the same batch sizes for a contrastive method."""
+
+from aavae.loggers.screen import PROBES
+from experiments import plots
+from experiments.artefact import Artefact, main
+from experiments.paper import Scale
+from experiments.runs import Group, Runs, Sweep
+from experiments.significance import differences
+from experiments.table1 import CONTRASTIVE, floor_values, own_recipe, percent
+from experiments.writing import Sheet
+
+SCALED = ("optimizer.scale_with_batch_size=true", "optimizer.reference_batch=256")
+
+
+class Figure4(Artefact):
+    """Ablations of AAVAE, and the control that the paper has not: SimCLR's batch size."""
+
+    name, title = "figure4", "Figure 4: batch size, latent dimension, decoder, width"
+
+    def sweeps(self, scale: Scale) -> list[Sweep]:
+        """A sweep a panel."""
+        return list(self._panels(scale).values())
+
+    def _panels(self, scale: Scale) -> dict[str, Sweep]:
+        dataset = next(iter(scale.datasets))
+        key, decoders = scale.decoders
+        # The reference batch of the paper's runs is that of their own experiment.
+        contrastive = (*own_recipe(scale, dataset), f"method={CONTRASTIVE}", *(() if scale.contrastive else SCALED))
+        return {
+            "(a) batch size": Sweep(dataset, "batch_size", scale.batch_sizes, SCALED),
+            "(b) latent dimension": Sweep(dataset, "latent_dim", scale.latent_dims),
+            "(c) decoder": Sweep(dataset, key, decoders),
+            "(d) log σ²": Sweep(dataset, "loss.log_scale", scale.log_scales),
+            "SimCLR, batch size": Sweep(dataset, "batch_size", scale.batch_sizes, contrastive),
+        }
+
+    def draw(self, runs: Runs, against: str) -> Sheet:
+        """Above, accuracy on the way; below, at the end."""
+        dataset, probe = next(iter(runs.scale.datasets)), runs.scale.probe
+        sweeps = self._panels(runs.scale)
+        figure, axes = plots.panels(len(sweeps), rows=2, height=2.0, sharey="row")
+        rows, caption, shown = [], [], list[Group]()
+        for i, (title, sweep) in enumerate(sweeps.items()):
+            groups = {v: runs.of(dataset, *sweep.fixed, f"{sweep.key}={v}") for v in sweep.values}
+            above, below = axes[0][i], axes[1][i]
+            for n, (value, group) in enumerate(groups.items()):
+                colour, marker, line = plots.style(n)
+                plots.lines(above, group.measured(probe, against), colour, line, value)
+                plots.spread(below, n, list(group.by_seed(probe).values()), colour, marker)
+                rows.append([f"{title}: {value}", percent(group.accuracy(probe)), _number(group.number("flop"))])
+            above.set_title(title)
+            plots.progress_axis(above, against)
+            above.legend(frameon=False, fontsize=5.5)
+            plots.categories(below, sweep.values, "", rotated=True)
+            if not i:
+                plots.floors(below, floor_values(next(iter(groups.values())), probe))
+                below.legend(frameon=False, fontsize=5.5)
+            caption.append(f"{title}: {differences(sweep.values[0], groups, probe)}")
+            shown += groups.values()
+        for axis in axes[:, 0]:
+            axis.set_ylabel(f"{dataset}, {PROBES[probe]} (%)")
+        caption.append(
+            "With the batch size, learning rate and warm-up are scaled. The paper prints no numbers; it says that "
+            "accuracy hardly depends on any of these. It has no such sweep of a contrastive method."
+        )
+        head = ["setting", f"{dataset}: {PROBES[probe]}, measured", "PFLOP"]
+        return Sheet(head, rows, caption, figure, shown)
+
+
+def _number(spread) -> str:
+    return "" if spread is None else f"{spread.mean / 1e15:.3g}"
+
+
+if __name__ == "__main__":
+    main(Figure4())

@@ -1,0 +1,175 @@
+"""The runs an artefact is made of: trained through sweeps in one folder a scale, and read back from it."""
+
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from aavae import build
+from aavae.errors import Interrupted, UserError
+from aavae.reports.charts import progress
+from aavae.reports.jobs import JobReport, logged, read_job
+from aavae.reports.means import Spread, accuracies, spread_of
+from aavae.runs.identity import identity
+from aavae.sweeps.sweep import is_done
+from experiments.paper import Scale
+
+PRIMARY = "config"
+
+
+class Sweep(NamedTuple):
+    """Settings that are trained over all seeds: the `values` of one `key`, each with the `fixed` overrides."""
+
+    dataset: str
+    key: str
+    values: tuple[str, ...]
+    fixed: tuple[str, ...] = ()
+
+
+class Group(NamedTuple):
+    """The runs of one setting, one a seed, as far as they are there."""
+
+    jobs: list[JobReport]
+
+    @property
+    def done(self) -> list[JobReport]:
+        """Those that are done."""
+        return [job for job in self.jobs if job.state == "done"]
+
+    def accuracy(self, probe: str, feature: str = "h") -> Spread | None:
+        """Test accuracy, a fraction, over seeds."""
+        return accuracies(self.jobs, feature).get(probe)
+
+    def by_seed(self, probe: str, feature: str = "h") -> dict[object, float]:
+        """Test accuracy in % by seed."""
+        found = {job.seed: accuracies([job], feature).get(probe) for job in self.done}
+        return {seed: 100 * spread.mean for seed, spread in found.items() if spread}
+
+    def number(self, key: str) -> Spread | None:
+        """Something that runs say of themselves, over seeds: score, flop, seconds."""
+        return spread_of(self.done, lambda job: job.number(key))
+
+    def hours(self) -> Spread | None:
+        """Device-hours over seeds."""
+        return spread_of(self.done, lambda job: job.hours)
+
+    def curves(self, name: str, against: str = "epochs") -> list[list[tuple[float, float]]]:
+        """For each run, the values of a metric by how far it was."""
+        return [_curve(job, name, against) for job in self.done]
+
+    def measured(self, probe: str, against: str = "epochs") -> list[list[tuple[float, float]]]:
+        """For each run, test accuracy of h in % by how far it was: on the way, and at the end."""
+        curves = []
+        for job in self.done:
+            points = dict(_curve(job, f"probe/{probe}/h/test/accuracy", against))
+            for r in job.results:
+                own = (r["probe"], r["feature"], r["split"], r["metric"]) == (probe, "h", "test", "accuracy")
+                if own and (x := progress(against, job, float(r["epoch"]))) is not None:
+                    points[x] = r["value"]
+            curves.append([(x, 100 * y) for x, y in sorted(points.items())])
+        return curves
+
+    def last(self, name: str) -> Spread | None:
+        """The last value of a metric over seeds."""
+        return spread_of(self.done, lambda job: self.last_of(job, name))
+
+    def last_of(self, job: JobReport, name: str) -> float | None:
+        """The last value of a metric that a run has logged."""
+        curve = _curve(job, name, "epochs")
+        return curve[-1][1] if curve else None
+
+    def record(self, probe: str, feature: str, metric: str) -> Spread | None:
+        """A record of a probe over seeds."""
+
+        def value(job: JobReport) -> float | None:
+            own = (
+                r["value"] for r in job.results if (r["probe"], r["feature"], r["metric"]) == (probe, feature, metric)
+            )
+            return next(own, None)
+
+        return spread_of(self.done, value)
+
+
+def _curve(job: JobReport, name: str, against: str) -> list[tuple[float, float]]:
+    lines = [line for line in logged(job.folder) if name in line]
+    return [(x, line[name]) for line in lines if (x := progress(against, job, line["epoch"])) is not None]
+
+
+class Runs:
+    """The runs of a scale, with overrides of the user's, in a folder that all artefacts share."""
+
+    def __init__(self, scale: Scale, overrides: Sequence[str], folder: Path):
+        self.scale, self.folder = scale, folder
+        self.seeds = [o for o in overrides if o.startswith("seed=")]
+        self.how = [o for o in overrides if o.startswith("hydra")]
+        self.overrides = [o for o in overrides if o not in (*self.seeds, *self.how)]
+
+    def words(self, dataset: str, fixed: Iterable[str]) -> list[str]:
+        """The overrides of a setting; of those with one key the last one counts: the user's."""
+        chosen: dict[str, str] = {}
+        for word in (*self.scale.datasets[dataset], *self.scale.common, *fixed, *self.overrides):
+            key = word.partition("=")[0].lstrip("+")
+            chosen.pop(key, None)
+            chosen[key] = word
+        return list(chosen.values())
+
+    def seed_values(self) -> list[int]:
+        """The seeds."""
+        text = self.seeds[-1].partition("=")[2] if self.seeds else ",".join(map(str, self.scale.seeds))
+        try:
+            return [int(part) for part in text.split(",")]
+        except ValueError as error:
+            raise UserError(f"seed={text} must be whole numbers with commas between them") from error
+
+    def of(self, dataset: str, *fixed: str) -> Group:
+        """The runs of one setting."""
+        config = self._config(dataset, fixed)
+        folders = [(seed, self.folder / identity(config | {"seed": seed})) for seed in self.seed_values()]
+        return Group([read_job(folder, f"seed={seed}", [f"seed={seed}"]) for seed, folder in folders])
+
+    def left(self, sweeps: Iterable[Sweep]) -> list[tuple[Sweep, list[list[str]]]]:
+        """The sweeps of which something is not done, with the overrides of all jobs that are left."""
+        found, seen = [], set()
+        for sweep in sweeps:
+            jobs = []
+            for value in sweep.values:
+                fixed = (*sweep.fixed, f"{sweep.key}={value}")
+                config = self._config(sweep.dataset, fixed)
+                for seed in self.seed_values():
+                    own = config | {"seed": seed}
+                    folder = self.folder / identity(own)
+                    if folder not in seen and not is_done(folder, own):
+                        jobs.append([*self.words(sweep.dataset, fixed), f"seed={seed}"])
+                    seen.add(folder)
+            if jobs:
+                found.append((sweep, jobs))
+        return found
+
+    def train(self, sweeps: Iterable[Sweep]) -> int:
+        """Launch, or go on with, what is not done; the largest exit code. Raises Interrupted after a signal."""
+        code = 0
+        for sweep, _ in self.left(sweeps):
+            words = self.words(sweep.dataset, sweep.fixed)
+            words += [f"{sweep.key}={','.join(sweep.values)}", f"seed={','.join(map(str, self.seed_values()))}"]
+            code = max(code, _launch([*words, *self.how, f"hydra.sweep.dir={build.quoted(str(self.folder))}"]))
+            if code == 2:
+                raise UserError("nothing is written, since the sweep above cannot be trained")
+        return code
+
+    def _config(self, dataset: str, fixed: Iterable[str]) -> dict:
+        return build.plain(build.compose(self.words(dataset, fixed), None, PRIMARY))
+
+
+def _launch(words: list[str]) -> int:
+    command = [sys.executable, "-m", "aavae.train", "-m", *words]
+    with subprocess.Popen(command) as process:
+        while True:
+            try:
+                code = process.wait()
+                break
+            except KeyboardInterrupt:  # the sweep was asked to stop too, and saves
+                continue
+    if code > 128 or code < 0:
+        raise Interrupted(code - 128 if code > 0 else -code)
+    return code
