@@ -15,7 +15,7 @@ from aavae.reports.tables import text
 Chart = dict[str, Any]
 HEADLINE = ("linear", "linear_cached", "knn", "few_label_5", "few_label_1")  # which accuracy a chart is of
 GROUPS = 10  # that a legend still tells apart
-POINTS = 100  # of a learning curve
+POINTS, ALL_POINTS = 100, 5000  # of a learning curve, and of all curves of a chart
 CURVES = {  # metric → title, axis, factor
     "val/knn": ("kNN on validation images, while training", "accuracy (%)", 100),
     "val/loss": ("validation loss, while training", "loss", 1),
@@ -185,22 +185,23 @@ def curves(
 ) -> Chart | None:
     """A curve per job, against epochs, PFLOP or device-hours by choice; None if none has logged the metric."""
     numbers = {job.folder: i for i, job in enumerate(summary.jobs)}
+    most = min(POINTS, max(10, ALL_POINTS // len(summary.jobs)))
     traces, lengths = [], dict[str, list[list[float | None]]]({name: [] for name in AGAINST})
     for n, row in enumerate(rows):
         for k, job in enumerate(row.jobs):
             own = [line for line in logged.get(numbers[job.folder], ()) if line.get(metric) is not None]
-            own = own[:: max(1, -(-len(own) // POINTS))]
+            own = own[:: max(1, -(-len(own) // most))]
             if not own:
                 continue
             epochs = [float(line["epoch"]) for line in own]
             for name in AGAINST:
-                lengths[name].append([progress(name, job, epoch) for epoch in epochs])
+                lengths[name].append([_brief(progress(name, job, epoch)) for epoch in epochs])
             name = label(summary, row.values)
             traces.append(
                 {
                     "type": "scatter",
                     "x": epochs,
-                    "y": [factor * float(line[metric]) for line in own],
+                    "y": [_brief(factor * line[metric]) for line in own],
                     "mode": "lines+markers" if len(own) < 8 else "lines",
                     "line": {"color": colour_of(name, n), "dash": DASHES[n // GROUPS % len(DASHES)], "width": 1.5},
                     "name": name,
@@ -297,6 +298,10 @@ def _order(value: object) -> tuple:
 
 def _share(n: int, of: int) -> float:
     return n / (of - 1) if of > 1 else 0.5
+
+
+def _brief(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")  # more is not seen, and makes a page larger
 
 
 def _shade(height: float) -> str:

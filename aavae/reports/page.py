@@ -22,7 +22,7 @@ PAGE = "sweep.html"
 TAIL = 20  # lines of a log
 LONGEST = 4000  # characters of them
 WIDEST = 900  # pixels of a picture
-ROOM = 700_000  # bytes for all pictures, so that a page of a hundred runs stays below 6 MB
+ROOM = 600_000  # bytes for all pictures, so that a page of a hundred runs stays below 6 MB
 PICTURES = ("reconstructions", "similarity", "embedding", "geometry")
 
 
