@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Built once; a change in the requirements gives another stamp, and with it a new installation.
 STAMP := $(VENV)/.aavae-$(shell cat setup.cfg pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: help setup demo test slow bench format clean
+.PHONY: help setup demo test slow bench paper format clean
 help: ## show this text
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
 
@@ -32,6 +32,11 @@ slow: $(STAMP) ## run the tests that start several runs, play the documents, or 
 
 bench: $(STAMP) ## measure speed here, in minutes; BENCH='augmentation --quick' measures less, BENCH=--help says what
 	@$(BIN)/python -m benchmarks $(BENCH)
+
+PAPER ?= scale=smoke
+paper: $(STAMP) ## the paper's table and figures, in minutes; PAPER='scale=paper device=cuda' repeats them in full
+	@for artefact in table1 figure2 figure3 figure4 figure5 lengths; do \
+		$(BIN)/python -m experiments.$$artefact $(PAPER) || exit $$?; done
 
 format: $(STAMP) ## format the code
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
