@@ -51,10 +51,16 @@ GRID = ("0.001", "0.01", "0.1", "1")
 DEPTHS = ("decoder.layers", ("[1,1,1,1]", "[2,2,2,2]"))
 PROBES = "probe=[knn,linear_cached,few_label,similarity]"
 
+
+def scaled(batch_size: int) -> tuple[str, ...]:
+    """Learning rate and warm-up follow the batch size, of which this one changes nothing (Figure 4a)."""
+    return ("optimizer.scale_with_batch_size=true", f"optimizer.reference_batch={batch_size}")
+
+
 SCALES = {
     "paper": Scale(
         "paper",
-        {"CIFAR-10": ("experiment=cifar10",), "STL-10": ("experiment=stl10",)},
+        {"CIFAR-10": ("experiment=cifar10", *scaled(256)), "STL-10": ("experiment=stl10",)},
         ("probe=[linear,knn,linear_cached,few_label,similarity]", "trainer.probe_every=400"),
         (0, 1, 2),
         "linear",
@@ -64,12 +70,12 @@ SCALES = {
         ("128", "256", "512", "1024"),
         ("64", "128", "256", "512"),
         ("decoder", ("resnet18", "resnet34", "resnet50")),
-        ("experiment=cifar10_simclr", "trainer.checkpoint_epochs=[400,800]"),
+        ("experiment=cifar10_simclr", *scaled(2048), "trainer.checkpoint_epochs=[400,800]"),
         "STL-10",
     ),
     "cpu": Scale(
         "cpu",
-        {"CIFAR-10": ("experiment=cifar10_cpu",)},
+        {"CIFAR-10": ("experiment=cifar10_cpu", *scaled(256))},
         (PROBES, "trainer.probe_every=2"),
         (0, 1, 2),
         "linear_cached",
@@ -84,7 +90,7 @@ SCALES = {
     ),
     "smoke": Scale(
         "smoke",
-        {"digits": ("experiment=digits", "epochs=4")},
+        {"digits": ("experiment=digits", "epochs=4", *scaled(128))},
         (
             "probe=[knn,similarity]",
             "features=[h,pixels,h_untrained]",
