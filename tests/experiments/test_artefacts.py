@@ -1,0 +1,262 @@
+"""The paper's table and figures: which runs they need, what they make of them, and what they refuse."""
+
+import csv
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from run_folders import record
+from scipy.stats import ttest_rel
+
+from aavae import build
+from aavae.runs import status
+from aavae.runs.identity import identity
+from experiments import artefact
+from experiments.artefact import Artefact
+from experiments.paper import NAMES, PUBLISHED, QUOTED, SCALES
+from experiments.runs import Runs
+from experiments.table1 import methods
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMED = ("table1", "figure2", "figure3", "figure4", "figure5", "lengths")
+REDUCED = {"probe": {"knn": {"_target_": "x"}}}
+
+
+def of(name: str) -> Artefact:
+    module = importlib.import_module(f"experiments.{name}")
+    (found,) = (
+        kind()
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, Artefact) and kind is not Artefact and kind.name == name
+    )
+    return found
+
+
+def settings(name: str, scale: str, dataset: str | None = None) -> list[tuple[str, tuple[str, ...]]]:
+    """What an artefact trains: a dataset, and the overrides of each setting."""
+    sweeps = of(name).sweeps(SCALES[scale])
+    return [(s.dataset, (*s.fixed, f"{s.key}={v}")) for s in sweeps if dataset in (None, s.dataset) for v in s.values]
+
+
+# ---- Which runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", NAMED)
+def test_every_setting_is_a_config(name, scale, tmp_path):
+    runs = Runs(SCALES[scale], [], tmp_path)
+    found = settings(name, scale)
+    for dataset, fixed in (found[0], found[-1]):
+        cfg = build.compose(runs.words(dataset, fixed))
+        assert SCALES[scale].probe in cfg.probe
+
+
+@pytest.mark.slow
+def test_runs_that_artefacts_share_are_one(tmp_path):
+    """Spec §3: 23 runs a seed on CIFAR-10, the base run and 22 others; SimCLR's batch sizes are ours."""
+    runs = Runs(SCALES["paper"], [], tmp_path)
+    found = {}
+    for name in ("figure2", "figure3", "figure4"):
+        for dataset, fixed in settings(name, "paper", "CIFAR-10"):
+            if "method=simclr" not in fixed:
+                found.setdefault(identity(build.plain(build.compose(runs.words(dataset, fixed)))), []).append(fixed)
+    assert len(found) == 23
+    base = identity(build.plain(build.compose(runs.words("CIFAR-10", ("method=aavae",)))))
+    assert base in found and len(found[base]) == 5  # β 0, a fixed width, batch 256, latent 128, decoder 50
+    plain = identity(build.plain(build.compose(["experiment=cifar10"])))
+    differ = build.plain(build.compose(runs.words("CIFAR-10", ())))["optimizer"]
+    assert differ["lr"] == 0.00025 and plain != base  # the same training; that the rate follows the batch is said
+
+
+def test_every_method_there_is_has_a_row(tmp_path, monkeypatch):
+    assert set(methods()) == set(build.options("method")) and methods()[: len(NAMES)] == list(NAMES)
+    found = {fixed[-1] for _, fixed in settings("table1", "smoke")} | {
+        word for _, fixed in settings("table1", "smoke") for word in fixed
+    }
+    assert {f"method={m}" for m in methods()} <= found
+
+
+def test_the_paper_s_numbers_are_the_paper_s():
+    text = Path(ROOT.parent / "shared/paper/aavae.txt")
+    if not text.exists():
+        pytest.skip("the paper's text is not here")
+    printed = set(re.findall(r"\d\d\.\d\d", text.read_text()))
+    own = [v for by in (*PUBLISHED.values(), *QUOTED.values()) for v in by.values()]
+    assert {f"{value:.2f}" for value in own} <= printed
+
+
+def test_the_user_s_word_counts_last(tmp_path):
+    runs = Runs(SCALES["smoke"], ["epochs=1", "seed=3,4", "hydra.launcher.n_jobs=2"], tmp_path)
+    words = runs.words("digits", ("method=ae",))
+    assert words.count("epochs=1") == 1 and "epochs=4" not in words and runs.seed_values() == [3, 4]
+    assert not [word for word in words if word.startswith(("hydra", "seed"))]
+
+
+# ---- What they make of them ---------------------------------------------------------------------------------------
+
+
+def pretend(runs: Runs, dataset: str, fixed: tuple[str, ...], value, **said) -> None:
+    """Runs of a setting as if they were done; `value` gives the accuracy of a seed in %."""
+    config = build.plain(build.compose(runs.words(dataset, fixed)))
+    for seed in runs.seed_values():
+        own = config | {"seed": seed}
+        folder = runs.folder / identity(own)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(build.to_yaml(own))
+        probe = runs.scale.probe
+        found = [record(probe, value(seed) / 100), record(probe, 0.9, "pixels"), record(probe, 0.4, "h_untrained")]
+        for metric in ("cos_within", "cos_between", "cos_within_centred", "cos_between_centred"):
+            found.append(record("similarity", value(seed) / 200, "h", split="pretrain_val", metric=metric))
+        (folder / "results.json").write_text(json.dumps([r | {"epoch": 4.0} for r in found]))
+        lines = [
+            {"step": 10 * e, "epoch": e, f"probe/{probe}/h/test/accuracy": value(seed) / 100 - 0.1 / e,
+             "val/bpd_8bit": 8 - e / 9 + seed / 99 + value(seed) / 1e3, "train_eval/bpd_8bit": 7.5, "val/kl": 3.0}
+            for e in (2, 4)
+        ]  # fmt: skip
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        Image.new("RGB", (60, 40)).save(folder / "similarity_h.png")
+        facts = {"seconds": 1800.0, "flop": 5e12, "epoch": 4.0, "score": 0.5} | said
+        status.write(folder, "done", **facts)
+
+
+@pytest.fixture
+def done(tmp_path, monkeypatch):
+    """Runs of every artefact at scale=smoke with three seeds, none of them trained."""
+    monkeypatch.chdir(tmp_path)
+    runs = Runs(SCALES["smoke"], ["seed=0,1,2"], Path("multirun/paper_smoke").absolute())
+    monkeypatch.setattr("experiments.runs._launch", lambda words: pytest.fail(f"launched {words}"))
+    monkeypatch.setattr("experiments.runs.is_done", lambda folder, config: (folder / "results.json").exists())
+    for n, (dataset, fixed) in enumerate(dict.fromkeys(s for name in NAMED for s in settings(name, "smoke"))):
+        better = {"score": 0.6 if fixed[-1] == "loss.beta=1" else 0.5}
+        pretend(runs, dataset, fixed, lambda seed, n=n: 50 + n + seed**2, **better)
+    pretend(runs, "digits", ("method=aavae",), lambda seed: (70.0, 71.0, 75.0)[seed])
+    pretend(runs, "digits", ("method=vae", "loss.beta=1"), lambda seed: 40.0 + seed, score=0.6)
+    pretend(runs, "digits", ("method=ae",), lambda seed: (60.0, 62.0, 63.0)[seed])
+    return runs
+
+
+def made(name: str, *words: str) -> tuple[list[dict], str]:
+    """The rows of an artefact's CSV, and its Markdown."""
+    assert artefact.make(of(name), ["scale=smoke", "seed=0,1,2", *words]) == 0
+    folder = Path("outputs/paper/smoke")
+    with open(folder / f"{name}.csv", newline="") as handle:
+        return list(csv.DictReader(handle)), (folder / f"{name}.md").read_text()
+
+
+def test_table1_has_means_floors_and_the_printed_numbers(done):
+    rows, text = made("table1")
+    by_name = {row["method"]: row for row in rows}
+    measured, printed = "digits: kNN, measured", "CIFAR-10: printed in the paper"
+    assert by_name["AAVAE"][measured] == f"72.0 ± {np.std([70, 71, 75], ddof=1):.1f}"
+    assert by_name["AAVAE"][printed] == "87.14" and by_name["AAVAE"]["PFLOP"] == "0.005"
+    assert by_name["AAVAE"]["device-hours"] == "0.5"
+    assert "VAE, β = 1 (chosen on validation)" in by_name  # by the score, not by the accuracy
+    assert {"VAE, β = 0.1", "VAE, β = 1", "raw pixels", "untrained encoder", "SimCLR, quoted by the paper"} <= set(
+        by_name
+    )
+    assert by_name["raw pixels"][measured].startswith("90.0")
+    p = ttest_rel([60, 62, 63], [70, 71, 75]).pvalue
+    assert f"AE (p = {p:.2g})" in text and "Paired t-tests over 3 seeds" in text
+    assert "k=20; 300 test images" in text and "python -m experiments.table1 scale=smoke seed=0,1,2" in text
+
+
+@pytest.mark.parametrize("against", ["epochs", "pflop", "hours"])
+@pytest.mark.parametrize("name", NAMED)
+def test_every_artefact_is_drawn_and_written(done, name, against):
+    rows, text = made(name, f"against={against}")
+    assert rows and "Not complete" not in text
+    folder = Path("outputs/paper/smoke")
+    with Image.open(folder / f"{name}.png") as image:
+        assert image.width > 400 and len(image.convert("L").getcolors(1 << 16)) > 10
+    assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    tex = (folder / f"{name}.tex").read_text()
+    assert tex.count(r"\toprule") == 1 and "±" not in tex and r"\caption{" in tex
+    columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", tex).group(1)
+    assert len(columns) == len(rows[0])
+
+
+def test_equal_numbers_give_equal_files(done):
+    made("figure3")
+    first = {p.name: p.read_bytes() for p in Path("outputs/paper/smoke").iterdir()}
+    made("figure3")
+    assert {p.name: p.read_bytes() for p in Path("outputs/paper/smoke").iterdir()} == first
+
+
+def test_what_is_missing_is_said(done, monkeypatch):
+    monkeypatch.setattr("experiments.runs._launch", lambda words: 1)
+    gone = done.of("digits", "loss.beta=1").jobs[0].folder
+    (gone / "status.json").unlink()
+    (gone / "results.json").unlink()
+    assert artefact.make(of("figure3"), ["scale=smoke", "seed=0,1,2"]) == 1
+    assert "**Not complete: 5 of 6 runs are done.**" in Path("outputs/paper/smoke/figure3.md").read_text()
+
+
+# ---- What they refuse ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "said"),
+    [
+        ("table1", "scale=huge", "scale must be paper or cpu or smoke"),
+        ("table1", "against=time", "against must be epochs or pflop or hours"),
+        ("table1", "--quick", "--quick is no setting"),
+        ("figure3", "loss.beta=1", "figure3 chooses loss.beta itself"),
+        ("figure4", "+batch_size=3", "figure4 chooses batch_size itself"),
+        ("lengths", "seed=a", "seed=a must be whole numbers"),
+        ("figure3", "epoch=3", "epoch"),
+    ],
+)
+def test_what_cannot_be_meant_gets_one_sentence(name, word, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"experiments.{name}", word])
+    with pytest.raises(SystemExit) as ended:
+        artefact.main(of(name))
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and said in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_document_s_commands_are_understood():
+    text = (ROOT / "docs/paper.md").read_text()
+    commands = re.findall(r"^python -m experiments\.(\w+)([^#\n]*)", text, re.MULTILINE)
+    assert {name for name, _ in commands} == set(NAMED)
+    for _, words in commands:
+        assert artefact.parse(words.split())
+
+
+# ---- From the outside ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_runs_are_trained_once_and_a_dry_run_says_what_is_left(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    words = [
+        "scale=smoke",
+        "seed=0",
+        "epochs=1",
+        "trainer.max_steps=2",
+        "probe.similarity.images=4",
+        "trainer.probe_every=0",
+    ]
+    words += ["probe.similarity.shown=2"]
+
+    def run(name: str, *more: str) -> str:
+        ended = subprocess.run(
+            [sys.executable, "-m", f"experiments.{name}", *words, *more], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    said = run("lengths", "dry_run=true")
+    assert "runs        2 to train for lengths" in said and "PFLOP of training" in said and "on an H100" in said
+    assert not (tmp_path / "outputs").exists() and not (tmp_path / "multirun").exists()
+    assert "2 jobs" in run("lengths")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "multirun").rglob("last.pt")}
+    assert "job" not in run("lengths") and "runs        0 to train" in run("lengths", "dry_run=true")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "multirun").rglob("last.pt")} == before and len(before) == 2
