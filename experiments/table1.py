@@ -55,8 +55,10 @@ class Table1(Artefact):
         controls = {name: [runs.of(d, *fixed, last) for d in datasets] for name, (last, fixed) in CONTROLS.items()}
         for name, several in controls.items():
             rows.append([name, *(percent(g.accuracy(scale.probe)) for g in several), *empty])
+        shown = [g for d in datasets for g in groups[d].values()] + [g for own in controls.values() for g in own]
         for beta in scale.vae_betas:
             own = [runs.of(d, "method=vae", f"loss.beta={beta}") for d in datasets]
+            shown += own
             rows.append([f"VAE, β = {beta}", *(percent(g.accuracy(scale.probe)) for g in own), *empty])
         for feature, name in FLOORS.items():
             floor = [groups[d]["aavae"].accuracy(scale.probe, feature) for d in datasets]
@@ -74,7 +76,6 @@ class Table1(Artefact):
         ]
         if datasets != list(PUBLISHED):
             caption.append("The printed numbers are of ResNet-50 after 3200 epochs, with other data than these runs'.")
-        shown = [g for d in datasets for g in groups[d].values()] + [g for own in controls.values() for g in own]
         return Sheet(head, rows, caption, self._figure(runs, groups[datasets[0]], against), shown)
 
     def _groups(self, runs: Runs, dataset: str) -> dict[str, Group]:

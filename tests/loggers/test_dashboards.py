@@ -3,12 +3,14 @@
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import wandb_reader
 from omegaconf import OmegaConf
+from run_folders import a_run, a_sweep, record
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aavae.runs import status
@@ -150,3 +152,44 @@ def test_a_dashboard_that_cannot_begin_ends_the_run_before_it_leaves_anything(tr
     ended = train(*DEBUG, "logger=[tensorboard,wandb]", "logger.wandb.project=a/b")
     assert ended.code == 2 and "Invalid project name 'a/b'" in ended.err and len(ended.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_s_summary_is_a_run_of_its_group(tmp_path, monkeypatch):
+    from aavae.sweeps.sweep import Multirun
+    from aavae.train import Train
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = tmp_path / "widths"
+    for n, dim in enumerate((8, 16)):
+        a_run(folder / str(n), record(value=0.5 + n / 10), latent_dim=dim, said={"score": 0.5, "flop": 1e15})
+    a_sweep(folder, "latent_dim=8", "latent_dim=16")
+    sweep = Multirun(Train(), ["experiment=digits", "latent_dim=8,16", "logger=[wandb,tensorboard]"], None)
+    sweep.folder = folder
+    assert sweep.sum_up() is False
+    (run,) = wandb_reader.of_kind(folder, "run")
+    assert (run.job_type, run.run_group, run.display_name) == ("report", "widths", "widths, report")
+    logged = {key: value for line in wandb_reader.history(folder) for key, value in line.items()}
+    assert logged["report/table/_type"] == "table-file" and logged["report/table/nrows"] == 2
+    assert {"report/effect of latent_dim/_type", "report/accuracy against compute/_type"} <= set(logged)
+    assert logged["report/effect of latent_dim/_type"] == "plotly-file"
+    again, first = Multirun(Train(), ["latent_dim=8,16", "logger=wandb"], None), run.run_id
+    again.folder = folder
+    shutil.rmtree(folder / "wandb")
+    again.sum_up()
+    assert wandb_reader.of_kind(folder, "run")[0].run_id == first  # not another one each time
+    assert not (folder / "tensorboard").exists()
+
+
+def test_curves_are_drawn_against_epochs_and_steps(tmp_path, monkeypatch):
+    from aavae.loggers import Beginning
+    from aavae.loggers.wandb import WandB
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    log = WandB()
+    log.start(Beginning(tmp_path))
+    log.log({"train/loss": 1.0}, 10, 0.5)
+    log.log({"val/loss": 1.0, "probe/knn/h/test/accuracy": 0.5}, 20, 1.0)
+    log.close()
+    axes = {m.glob_name or m.name: m.step_metric for m in wandb_reader.of_kind(tmp_path, "metric")}
+    assert axes["*"] == "step" and axes["val/*"] == axes["probe/*"] == axes["train_eval/*"] == "epoch"
+    assert all({"step", "epoch"} <= set(line) for line in wandb_reader.history(tmp_path))
