@@ -1,4 +1,4 @@
-"""Entry: the folder of a sweep, or any folder with runs → a table, `sweep.csv` and `sweep.md` (`aavae-report`)."""
+"""Entry: the folder of a sweep, or any folder with runs → tables and a page (`aavae-report`)."""
 
 import argparse
 import sys
@@ -14,7 +14,8 @@ def _work() -> int:
     parser = argparse.ArgumentParser(
         prog="aavae-report",
         description="Say what the jobs of a sweep, or the runs in any folder, have found: means over seeds on the "
-        "screen and in DIR/sweep.md, every job in DIR/sweep.csv. Works while they run.",
+        "screen and in DIR/sweep.md and sweep.tex, every job in DIR/sweep.csv, and a page to look at, with charts, "
+        "DIR/sweep.html. Works while they run.",
         epilog="exit codes: 0 no job has failed, 1 some have or are dead, 2 something cannot be read or written",
         allow_abbrev=False,
     )

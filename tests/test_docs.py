@@ -20,6 +20,7 @@ from aavae.convert import KINDS
 from aavae.datasets.folder import ImageNet
 from aavae.errors import UserError
 from aavae.sweeps.grid import Grid
+from experiments.artefact import SETTINGS, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -302,8 +303,13 @@ def test_every_setting_that_is_mentioned_exists(page, known):
         for word in shlex.split(words):
             key, equals, value = word.partition("=")
             if equals and re.fullmatch(r"[a-z_.0-9]+", key) and re.fullmatch(r"[^A-Z…<]+", value):
-                assert key.startswith("hydra") or composes(word) or (key == "to" and value in KINDS), word
-            elif re.fullmatch(rf"({groups})(\.\w+)+(?<!\.py)(?<!\.safetensors)", word):
+                elsewhere = (key == "to" and value in KINDS) or (
+                    key in SETTINGS and parse([f"{key}={value.split('|')[0]}"])
+                )
+                assert key.startswith("hydra") or elsewhere or composes(word), word
+            elif re.fullmatch(
+                rf"({groups})(\.\w+)+(?<!\.py)(?<!\.safetensors)(?<!\.tex)(?<!\.html)(?<!\.csv)(?<!\.md)", word
+            ):
                 assert word in known, word
 
 
