@@ -18,8 +18,8 @@ from aavae.errors import UserError
 
 __all__ = (
     "architecture", "arguments", "asked", "augmentation", "compose", "dataset", "folder", "for_completion", "for_hydra",
-    "groups", "hydra_node", "loggers", "loss", "model", "options", "own_folders", "parse", "plain", "probes",
-    "quoted", "to_yaml", "trainer", "unchanged",
+    "groups", "hydra_node", "loggers", "loss", "model", "options", "own_features", "own_folders", "parse", "plain",
+    "probes", "quoted", "to_yaml", "trainer", "unchanged",
 )  # fmt: skip
 
 MODEL_ARGUMENTS = ("log_scale", "learn_scale", "sample")  # of the loss group, but owned by the model
@@ -52,8 +52,10 @@ def augmentation(cfg: DictConfig, data=None):
 
 
 def loss(cfg: DictConfig):
-    """The objective."""
+    """The objective. Raises UserError where the model has its own."""
     node = plain(cfg.loss)
+    if not node.get("_target_"):
+        raise UserError(f"{cfg.method} has no loss of its own kind to build: the model computes it")
     if node.get("kl") == "mc" and node.get("sample") == "mean":
         # It would score a noise that z never saw, and could be made as small as one likes by σ → ∞.
         raise UserError("loss.kl=mc needs loss.sample=reparam; with loss.sample=mean use loss.kl=analytic")
@@ -64,6 +66,7 @@ def architecture(cfg: DictConfig, data=None) -> dict:
     """What `models.assemble` makes the model from: plain data, every `auto` answered."""
     data = data or dataset(cfg)
     settings = plain(cfg.model)
+    settings.pop("takes", None)
     kind, takes = _model_class(cfg)
     encoder = _ask(plain(cfg.encoder), data)
     described: dict[str, Any] = {"encoder": encoder}
@@ -89,7 +92,11 @@ def _model_class(cfg: DictConfig) -> tuple[type, set[str]]:
     from aavae.models.assemble import model_class
 
     kind = model_class(cfg.model.get("_target_"), FOREIGN)
-    return kind, set(inspect.signature(kind).parameters)
+    signature = inspect.signature(kind).parameters
+    takes = set(signature)
+    if any(p.kind is p.VAR_KEYWORD for p in signature.values()):  # which a subclass hands on
+        takes |= {name for base in kind.__bases__ for name in inspect.signature(base).parameters}
+    return kind, takes
 
 
 def _decoder(decoder: dict, encoder: dict, data) -> dict:
@@ -122,9 +129,9 @@ def asked(overrides: Sequence[str]) -> frozenset[str] | None:
     return None if "probe" in keys else frozenset(k.split(".")[1] for k in keys if k.startswith("probe."))
 
 
-def probes(cfg: DictConfig, data=None, asked: Container[str] | None = None) -> list:
-    """The probes of the final evaluation; with `data`, refusing now what those `asked` for (None: all) could not do on
-    it then. The others are left out then, and say why."""
+def probes(cfg: DictConfig, data=None, asked: Container[str] | None = None, own: Sequence[str] = ()) -> list:
+    """The probes of the final evaluation, on the features that all models share and its `own`; with `data`, refusing
+    now what those `asked` for (None: all) could not do on it then. The others are left out then, and say why."""
     from aavae.probes.guests import Guest
     from aavae.probes.representations import NAMES
 
@@ -132,11 +139,19 @@ def probes(cfg: DictConfig, data=None, asked: Container[str] | None = None) -> l
     for name, node in cfg.probe.items():
         node = plain(node)
         features = node.pop("features", None) or list(cfg.features)
-        if unknown := [f for f in features if f not in NAMES]:
-            raise UserError(f"features knows {', '.join(NAMES)}, not {unknown[0]!r}")
+        if unknown := [f for f in features if f not in (*NAMES, *own)]:
+            raise UserError(f"features knows {', '.join((*NAMES, *own))}, not {unknown[0]!r}")
         guest = Guest(name, _component(node), tuple(features))
         guests.append(guest if data is None else guest.checked(data, asked is None or name in asked))
     return guests
+
+
+def own_features(net) -> tuple[str, ...]:
+    """The features that only this model has; an encoder alone has none."""
+    from aavae.models import Model
+    from aavae.probes.representations import NAMES
+
+    return tuple(name for name in net.features() if name not in NAMES) if isinstance(net, Model) else ()
 
 
 def loggers(cfg: DictConfig, metrics: bool = True):
@@ -162,7 +177,7 @@ def _scaled(cfg: DictConfig, data) -> tuple[dict, float]:
 def trainer(
     cfg: DictConfig, processes=None, *, data=None, net=None, meta: bool = False, asked: Container[str] | None = None
 ):
-    """The trainer with everything it needs, data loaded; `fit` trains. Raises UserError for what cannot work.
+    """The trainer with everything it needs, data loaded; `Loop` trains. Raises UserError for what cannot work.
 
     `data` is the dataset and `net` the model, if they are there already; `asked` are the probes that must be possible
     (None: all). With `meta` the networks are on the meta device: all is checked, and nothing can be computed.
@@ -206,7 +221,7 @@ def trainer(
         augment,
         data,
         inspector,
-        probes(cfg, data.load(device, rehearse=cfg.dry_run), asked),
+        probes(cfg, data.load(device, rehearse=cfg.dry_run), asked, own_features(net)),
         lambda m: optimizers.optimizer(m, **settings),
         lambda steps: schedules.schedule(cfg.schedule.shape, cfg.schedule.warmup_epochs * factor, steps, cfg.epochs),
         Settings(epochs=cfg.epochs, batch_size=cfg.batch_size, seed=cfg.seed, **loop),

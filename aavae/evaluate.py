@@ -50,10 +50,12 @@ class Evaluate(Command):
         device = pick_device(cfg.device)
         precision = pick_precision(cfg.precision or trained.config.get("precision", "auto"), device)
         loggers = build.loggers(cfg, metrics=False)
-        elsewhere = {} if "_target_" in chosen["dataset"] else {"data_dir": cfg.data_dir}  # which asks for it itself
+        elsewhere = (
+            {} if "_target_" in chosen["dataset"] else {"data_dir": cfg.data_dir}
+        )  # a dataset that is named reads data_dir from its own YAML
         dataset = trained.images(elsewhere | chosen["dataset"])
         augmentation = trained.augmentation(dataset, chosen["augmentation"])
-        guests = build.probes(cfg, dataset.load(device), build.asked(self.overrides))
+        guests = build.probes(cfg, dataset.load(device), build.asked(self.overrides), build.own_features(trained.model))
         yield Judgement(trained, dataset, augmentation, guests, loggers, device, precision)
 
     def work(self, built, cfg: DictConfig, folder: Path, name: str, group: str | None) -> float | None:

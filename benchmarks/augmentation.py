@@ -13,7 +13,7 @@ from aavae.datasets import to_float
 from aavae.runtime.randomness import generator_for
 from benchmarks import rivals
 from benchmarks.bench import Bench
-from benchmarks.book import Row
+from benchmarks.book import Measured
 from benchmarks.timing import Candidate, interleave
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -55,7 +55,7 @@ def measure(bench: Bench) -> None:
             bench.book.done(*rows)
 
 
-def compare(rows: list[Row]) -> None:
+def compare(rows: list[Measured]) -> None:
     """Say of each how many times faster than PIL, which comes last, it is."""
     if base := rows[-1].median:
         for row in rows:
@@ -118,7 +118,7 @@ def _each(view: Callable, items: list) -> list[Tensor]:
     return [view(item) for item in items]
 
 
-def _row(bench: Bench, setting: Setting, name: str, n: int) -> Row:
+def _row(bench: Bench, setting: Setting, name: str, n: int) -> Measured:
     where = (f"{n} threads" if n > 1 else "one core") + " of the CPU" if bench.on_cpu else "GPU"
     return bench.row("augmentation", _group(setting), f"{name}, {where}", facts={"size": setting.size, "threads": n})
 

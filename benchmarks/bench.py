@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.book import Book, Row
+from benchmarks.book import Book, Measured
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,6 @@ class Bench:
         """Whether the CPU is what is measured."""
         return self.device.type == "cpu"
 
-    def row(self, *arguments, **named) -> Row:
+    def row(self, *arguments, **named) -> Measured:
         """A new row of the book."""
-        return self.book.add(Row(*arguments, **named))
+        return self.book.add(Measured(*arguments, **named))

@@ -20,7 +20,7 @@ def summary(samples: list[float]) -> dict[str, float]:
 
 
 @dataclass
-class Row:
+class Measured:
     """One measurement: `samples` in `unit` of what is called `name`, in the table `group` of a `part`.
 
     `note` says why there are no samples, or what is different here; `facts` are what it was measured with, and
@@ -68,7 +68,7 @@ class Book:
 
     def __init__(self, stem: Path, head: dict):
         self.stem, self.head = stem, head
-        self.rows: list[Row] = []
+        self.rows: list[Measured] = []
         self.notes: dict[str, list[str]] = {}
         try:
             stem.parent.mkdir(parents=True, exist_ok=True)
@@ -80,14 +80,14 @@ class Book:
         if text not in (notes := self.notes.setdefault(part, [])):
             notes.append(text)
 
-    def add(self, row: Row) -> Row:
+    def add(self, row: Measured) -> Measured:
         """A row to be filled; one that has a note already will have no samples, and is said now."""
         self.rows.append(row)
         if row.note and not row.samples:
             print(f"{row.part}  {row.group}  {row.name}: {row.note}", flush=True)
         return row
 
-    def done(self, *rows: Row) -> None:
+    def done(self, *rows: Measured) -> None:
         """Say what was measured, and write everything."""
         for row in rows:
             if row.samples:

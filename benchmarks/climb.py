@@ -11,7 +11,7 @@ from aavae import build
 from aavae.runtime.device import pick_precision
 from benchmarks import ladder
 from benchmarks.arithmetic import flop_per_image, matrix_peak
-from benchmarks.book import Row
+from benchmarks.book import Measured
 from benchmarks.ladder import Step
 from benchmarks.reference import reference
 from benchmarks.timing import Candidate
@@ -20,7 +20,7 @@ from benchmarks.timing import Candidate
 class Climb:
     """A trainer on one rung, from `begin` to the end of the stack it is given."""
 
-    def __init__(self, row: Row, step: Step, overrides: tuple[str, ...], device: torch.device):
+    def __init__(self, row: Measured, step: Step, overrides: tuple[str, ...], device: torch.device):
         self.row, self.step, self.overrides, self.device = row, step, overrides, device
         self.cfg = build.compose(overrides)
 

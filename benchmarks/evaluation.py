@@ -14,7 +14,7 @@ from aavae.probes.representations import Representation
 from aavae.runtime.device import pick_precision
 from aavae.runtime.randomness import generator_for
 from benchmarks.bench import Bench
-from benchmarks.book import Row
+from benchmarks.book import Measured
 from benchmarks.timing import Candidate, interleave
 
 NOTES = (
@@ -25,7 +25,7 @@ NOTES = (
 CLASSES = 10
 
 
-class Scale(NamedTuple):
+class Size(NamedTuple):
     """Features, images of each split (train, validation, test), and what passes through the encoder."""
 
     features: int
@@ -35,9 +35,9 @@ class Scale(NamedTuple):
 
 
 PAPER = (45_000, 5_000, 10_000)
-ON_GPU = Scale(2048, PAPER, "resnet50", PAPER)
-ON_CPU = Scale(2048, PAPER, "resnet50", (256, 32, 64))  # so many as take seconds
-QUICK = Scale(64, (90, 10, 20), "resnet_tiny", (32, 8, 8))
+ON_GPU = Size(2048, PAPER, "resnet50", PAPER)
+ON_CPU = Size(2048, PAPER, "resnet50", (256, 32, 64))  # so many as take seconds
+QUICK = Size(64, (90, 10, 20), "resnet_tiny", (32, 8, 8))
 
 
 class Noise(Dataset):
@@ -90,7 +90,7 @@ def measure(bench: Bench) -> None:
             bench.book.done(*rows)
 
 
-def _judging(bench: Bench, scale: Scale) -> list[Candidate]:
+def _judging(bench: Bench, scale: Size) -> list[Candidate]:
     n, validation, test = scale.judged
     group = f"{scale.features:,} features, {n:,} / {validation:,} / {test:,} images"
     encode, data = Remembered(scale.judged, scale.features, bench.device), Noise(scale.judged)
@@ -101,7 +101,7 @@ def _judging(bench: Bench, scale: Scale) -> list[Candidate]:
     ]
 
 
-def _encoding(bench: Bench, scale: Scale) -> list[Candidate]:
+def _encoding(bench: Bench, scale: Size) -> list[Candidate]:
     n, validation, test = scale.encoded
     group = f"{scale.encoder}, 32×32, {n:,} / {validation:,} / {test:,} images"
     data, cfg = Noise(scale.encoded), build.compose([f"encoder={scale.encoder}", "dataset=synthetic"])
@@ -126,5 +126,5 @@ def _encoding(bench: Bench, scale: Scale) -> list[Candidate]:
     ]
 
 
-def _row(bench: Bench, group: str, name: str, unit: str = "s") -> Row:
+def _row(bench: Bench, group: str, name: str, unit: str = "s") -> Measured:
     return bench.row("evaluation", group, name, unit)

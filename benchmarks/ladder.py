@@ -9,7 +9,7 @@ from aavae.runtime.device import has_bf16_units
 DATA = ("dataset=synthetic", "probe=[]", "seed=0")
 
 
-class Model(NamedTuple):
+class Network(NamedTuple):
     """Overrides that choose networks and images, and the batch that a CPU can take."""
 
     overrides: tuple[str, ...]
@@ -17,9 +17,9 @@ class Model(NamedTuple):
 
 
 MODELS = {
-    "resnet18": Model(("encoder=resnet18", "decoder=resnet18", "dataset.image_size=32"), 64),
-    "resnet50": Model(("encoder=resnet50", "decoder=resnet50", "dataset.image_size=32"), 32),
-    "resnet50-96": Model(
+    "resnet18": Network(("encoder=resnet18", "decoder=resnet18", "dataset.image_size=32"), 64),
+    "resnet50": Network(("encoder=resnet50", "decoder=resnet50", "dataset.image_size=32"), 32),
+    "resnet50-96": Network(
         (
             "encoder=resnet50",
             "decoder=resnet50",
@@ -30,7 +30,7 @@ MODELS = {
         ),
         16,
     ),
-    "tiny": Model(("encoder=resnet_tiny", "decoder=resnet_tiny", "dataset.image_size=16", "latent_dim=8"), 8),
+    "tiny": Network(("encoder=resnet_tiny", "decoder=resnet_tiny", "dataset.image_size=16", "latent_dim=8"), 8),
 }
 PAPER = ("resnet18", "resnet50", "resnet50-96")
 ON_GPU = (256, 512)

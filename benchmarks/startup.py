@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from benchmarks.bench import Bench
-from benchmarks.book import Row
+from benchmarks.book import Measured
 
 ONE_STEP = ("trainer=debug", "trainer.max_steps=1", "probe=[]")
 JOBS = 3
@@ -41,7 +41,7 @@ def measure(bench: Bench) -> None:
     _sweep(bench, whole)
 
 
-def _sweep(bench: Bench, whole: Row) -> None:
+def _sweep(bench: Bench, whole: Measured) -> None:
     left_out = "left out by --quick" if bench.quick else ""
     names = (f"a sweep of {JOBS} such runs", "its check beforehand", "a job of it, over a single run")
     sweep, check, over = (bench.row("startup", "sweep", name, "s", note=left_out) for name in names)

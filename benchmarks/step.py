@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import ladder
 from benchmarks.bench import Bench
-from benchmarks.book import Row
+from benchmarks.book import Measured
 from benchmarks.climb import Climb
 from benchmarks.ladder import MODELS
 from benchmarks.timing import interleave
@@ -66,7 +66,7 @@ def _climbs(bench: Bench, name: str, batch: int) -> list[Climb]:
     return climbs
 
 
-def compare(rows: list[Row]) -> None:
+def compare(rows: list[Measured]) -> None:
     """What follows from the speeds of a ladder; each rung is compared with the last one below it that was measured."""
     first = before = None
     for row in rows:

@@ -23,7 +23,7 @@ NOTES = (
 )
 
 
-class Setting(NamedTuple):
+class Threading(NamedTuple):
     """Variables of the environment, and whether the process chooses its threads as aavae-train does."""
 
     name: str
@@ -32,13 +32,13 @@ class Setting(NamedTuple):
 
 
 SETTINGS = (
-    Setting("as torch comes", {}),
+    Threading("as torch comes", {}),
     *(
-        Setting(f"all threads, spinning {turns}", {"GOMP_SPINCOUNT": turns})
+        Threading(f"all threads, spinning {turns}", {"GOMP_SPINCOUNT": turns})
         for turns in ("1000", "3000", "20000", "50000")
     ),
-    Setting("one thread", {"OMP_NUM_THREADS": "1"}),
-    Setting("settled", {}, True),
+    Threading("one thread", {"OMP_NUM_THREADS": "1"}),
+    Threading("settled", {}, True),
 )
 
 
@@ -72,7 +72,7 @@ def company() -> Iterator[None]:
         other.wait()
 
 
-def speed(overrides: tuple[str, ...], setting: Setting, runs: int, seconds: float) -> float:
+def speed(overrides: tuple[str, ...], setting: Threading, runs: int, seconds: float) -> float:
     """Images a second of so many processes together. Raises RuntimeError if one fails."""
     environment = {k: v for k, v in os.environ.items() if k not in OWN} | setting.environment
     if runs > 1 and setting.settles:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.book import Row
+from benchmarks.book import Measured
 
 MOST = 10_000  # calls of a sample
 PATIENCE = 5.0  # seconds without a word
@@ -22,7 +22,7 @@ class Candidate:
     `takes_long` is called once a sample, and is not warmed up.
     """
 
-    row: Row
+    row: Measured
     run: Callable[[], object]
     images: int = 0
     running: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
@@ -85,7 +85,7 @@ class Still:
     def __init__(self):
         self.said = time.monotonic()
 
-    def say(self, row: Row, text: str) -> None:
+    def say(self, row: Measured, text: str) -> None:
         """Say it, if it is time."""
         if time.monotonic() - self.said > PATIENCE:
             self.said = time.monotonic()

@@ -21,7 +21,7 @@ from aavae.datasets.loader import Batch
 from benchmarks import __main__ as command
 from benchmarks import augmentation, clean_pass, ladder, reference, rivals, startup, step, syncs, tables, timing
 from benchmarks.arithmetic import flop_per_image, matrix_peak
-from benchmarks.book import Book, Row, summary
+from benchmarks.book import Book, Measured, summary
 from benchmarks.timing import Candidate, interleave
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,7 +168,7 @@ def test_without_kornia_its_column_says_how_to_get_it(tmp_path, monkeypatch):
 
 def test_candidates_take_turns_after_their_warm_up():
     calls: list[str] = []
-    rows = [Row("part", "group", name) for name in "ab"]
+    rows = [Measured("part", "group", name) for name in "ab"]
     interleave([Candidate(row, lambda row=row: calls.append(row.name), images=5) for row in rows], 3, 0.0, CPU)
     assert "".join(calls) == "ab" + "ababab"
     assert [len(row.samples) for row in rows] == [3, 3] and min(rows[0].samples) > 0
@@ -181,7 +181,7 @@ def test_a_sample_has_as_many_calls_as_take_its_time(monkeypatch):
         clock[0] += 2**-8
 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
-    rows = [Row("part", "group", "by time", "s"), Row("part", "group", "by image")]
+    rows = [Measured("part", "group", "by time", "s"), Measured("part", "group", "by image")]
     interleave([Candidate(rows[0], work), Candidate(rows[1], work, 3)], 2, 0.25, CPU)
     assert rows[0].samples == [2**-8] * 2 and rows[1].samples == [3 * 2**8] * 2
     before = clock[0]
@@ -199,7 +199,7 @@ def test_who_fails_says_so_and_the_others_are_measured(capsys):
     def burst():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    rows = [Row("part", "group", name) for name in ("fails", "bursts", "works")]
+    rows = [Measured("part", "group", name) for name in ("fails", "bursts", "works")]
     interleave([Candidate(r, f, 1) for r, f in zip(rows, (fail, burst, int), strict=True)], 2, 0.0, CPU)
     assert [row.note for row in rows] == ["failed: ValueError: no such kernel", "out of memory", ""]
     assert [row.failed for row in rows] == [True, False, False]
@@ -224,10 +224,10 @@ def test_medians_and_quartiles_equal_numpy_s():
 
 def test_a_table_reads_as_it_should(tmp_path):
     book = Book(tmp_path / "new" / "book", HEAD)
-    book.add(Row("step", "net", "plain", samples=[10.0, 12.0, 20.0], columns={"×": 1.0}))
-    book.add(Row("step", "net", "a|b", samples=[1_234_567.0], columns={"×": 102880.58}))
-    book.add(Row("step", "net", "impossible", note="left out"))
-    book.add(Row("step", "net", "begun"))
+    book.add(Measured("step", "net", "plain", samples=[10.0, 12.0, 20.0], columns={"×": 1.0}))
+    book.add(Measured("step", "net", "a|b", samples=[1_234_567.0], columns={"×": 102880.58}))
+    book.add(Measured("step", "net", "impossible", note="left out"))
+    book.add(Measured("step", "net", "begun"))
     book.note("step", "A note.")
     book.done()
     text = (tmp_path / "new" / "book.md").read_text()

@@ -99,7 +99,8 @@ def shortened(program: str, arguments: list[str]) -> list[str]:
     settings = {"features": "[h]"} if probes and "features" not in given else {}
     if program == "aavae-train":
         settings |= {key: value for key, value in SHORT.items() if not ("-m" in arguments and key in given)}
-        settings |= {group: "resnet_tiny" for group in {"encoder", "decoder"} - given}
+        without = {"decoder"} if "model" in given or "method=simclr" in arguments else set()
+        settings |= {group: "resnet_tiny" for group in {"encoder", "decoder"} - given - without}
         settings |= {} if probes else {"probe": "[]"}
     elif not probes:
         probes = build.options("probe")

@@ -4,6 +4,8 @@ Pipelines draw one row of parameters per image on the CPU, from a generator the 
 same numbers on every device; applying them never waits for the device.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,11 @@ class Pipeline:
     def draw(self, n: int, size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """One row of parameters for each of n images of `size`×`size`, on the CPU."""
         return {}
+
+    def draws(self, n: int, size: int, generators: Sequence[torch.Generator]) -> list[dict[str, Tensor]]:
+        """The parameters of several views of each image, from a generator each. Views that share a draw, or that differ
+        in kind, are a subclass's."""
+        return [self.draw(n, size, generator) for generator in generators]
 
     def apply(self, images: Tensor, draws: dict[str, Tensor], cropped: bool = False) -> Tensor:
         """The views `(B, C, H, W)` of float images in [0, 1]; `cropped` says that workers have cropped already."""

@@ -1,4 +1,4 @@
-"""Lines of pixels mixed from lines of pixels: what crops and blurs have in common."""
+"""Separable resampling, which crops and blurs share: each line of pixels is a weighted sum of lines."""
 
 from dataclasses import dataclass
 

@@ -78,10 +78,25 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None, primar
         config: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(_one_line(error)) from error
+    for part in unused(config):
+        if asking := [o for o in parsed if _asks_for(o, part)]:
+            line = _line(asking[0])
+            raise UserError(f"{config['method']} has no {part} to choose; leave out {line}, or choose another method=")
     for key, wrong in schema.check(config):
         typed = any(o.key_or_group == key or key.startswith(f"{o.key_or_group}.") for o in values)
         raise UserError(wrong if typed else f"{_origin(key, base)}{wrong}")
     return cfg
+
+
+def unused(config: dict) -> list[str]:
+    """The groups, of those that a model may do without, that the chosen one says not to take."""
+    takes = (config.get("model") or {}).get("takes")
+    return [] if takes is None else [part for part in ("decoder", "loss") if part in config and part not in takes]
+
+
+def _asks_for(override: Override, part: str) -> bool:
+    chosen = override.key_or_group == part and override.value() not in ("none", None)
+    return chosen or override.key_or_group.startswith(f"{part}.")
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -269,7 +284,7 @@ def _origin(key: str, base: Base) -> str:
     for path, config in reversed(base.files):
         if _holds(config, key):
             return f"{path}: "
-    group = [path for path, _ in base.files if path.parent.name == key.split(".")[0]]  # what is missing there
+    group = [path for path, _ in base.files if path.parent.name == key.split(".")[0]]  # otherwise the file of its group
     return f"{group[-1]}: " if group else ""
 
 
@@ -311,12 +326,25 @@ def _one_line(error: BaseException) -> str:
 
 
 def plain(cfg: DictConfig) -> dict:
-    """The resolved config as a plain dict, without Hydra's own node."""
+    """The resolved config as a plain dict, without Hydra's own node, and without parts that the model does not take: a
+    run is the same whichever decoder a preset chose for a model that has none. A model of its own, which no method has
+    chosen, is called by its class."""
     if "hydra" in cfg:
         keys: list[Any] = [k for k in cfg if k != "hydra"]
         cfg = OmegaConf.masked_copy(cfg, keys)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    return config
+    if "model" in config and config.get("method") in _of_autoencoders():
+        takes = config["model"].get("takes") or ()
+        if "loss" not in takes:  # a model chosen by itself, which the method's name would belie
+            config["method"] = str(config["model"].get("_target_")).rpartition(".")[2].lower()
+    return config | {part: {"_target_": None} for part in unused(config)}
+
+
+@lru_cache
+def _of_autoencoders() -> frozenset[str]:
+    """The shipped methods that choose a loss for the autoencoder, and no model."""
+    files = (sources.SHIPPED / "method").glob("*.yaml")
+    return frozenset(path.stem for path in files if "override /model" not in path.read_text())
 
 
 def to_yaml(config: dict) -> str:

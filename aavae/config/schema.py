@@ -227,7 +227,7 @@ def _component(group: str, node: object, name: str | None = None) -> dict | None
     A `name` tells a component of a group that holds several.
     """
     if not isinstance(node, DictConfig) or node._is_none():
-        return {}  # which it must be
+        return {}  # an empty node stays empty
     target = node.get("_target_")
     files = [of.get(name, {}) if name else of for _, of in _options(group)]
     same = [of for of in files if of and of.get("_target_") == target]

@@ -1,7 +1,7 @@
 """Datasets: images as uint8 tensors with their facts. One file and one YAML add another.
 
 A dataset is cheap to construct and reads its images when `load` is called. Its splits are `pretrain` and
-`pretrain_val` (images for the autoencoder) and, where there are labels, `train`, `val` and `test` (for the probes).
+`pretrain_val` (for validating pretraining) and, where there are labels, `train`, `val` and `test` (for the probes).
 """
 
 import hashlib

@@ -96,7 +96,7 @@ def _refuse_half_understood(by_top: dict[str, list[str]], parts: dict[str, str |
             f"dataset.path has {listed(f'{top}/' for top in sorted(tops))}, which are no classes; name them "
             "train/, val/ and test/, and move away what is none of these"
         )
-    # There are trains among classes of vehicles; a class called test, or with classes of its own, there is not.
+    # `train` may be the name of a class, of vehicles; `test` may not, nor a folder that has folders itself.
     lone = [top for top, part in parts.items() if part and (top.lower() != "train" or nested[top])]
     if lone and len(tops) > 1:
         raise UserError(

@@ -132,7 +132,7 @@ class _Walk:
         self.folders |= {_identity(os.stat(folder)) for folder in (root.resolve(), *root.resolve().parents)}
         self.links: list[tuple[str, str]] = []
         self._enter(str(root), "")
-        while self.links:  # after all that is no link
+        while self.links:  # links last: what they lead to may have been found by its own name
             links, self.links = sorted(self.links), []
             for name, path in links:
                 self._follow(name, path)

@@ -19,7 +19,7 @@ from aavae.runtime.words import count
 class Batch(NamedTuple):
     """A step's images: the clean ones in [0, 1] on the device, and what the augmentation starts from."""
 
-    clean: Tensor  # (B, 3, H, W), the decoder's target
+    clean: Tensor  # (B, 3, H, W), the clean images
     source: Tensor  # (B, 3, H, W), the whole image, or the crop that workers made
     cropped: bool
     others: tuple[Tensor, ...] = ()  # the crops of further views, where workers made them

@@ -22,11 +22,17 @@ class Model(nn.Module):
     architecture: dict  # the plain description it was built from; `models.assemble` sets it
     mean: tuple[float, ...]  # of the images' normalisation, as is `std`; `load_model` sets them
     std: tuple[float, ...]
-    processes = Processes()  # those that train together; the trainer sets it
+    processes = Processes()  # those that train together; the trainer sets it, and
+    total_steps = 0  # of the whole training
     n_views = 1  # of each image in a step
     noise_dim = 0  # standard normal numbers per image, drawn outside the compiled step
     per_image = True  # whether the loss is a mean over images, so that a batch may be computed in parts
+    stochastic = False  # whether `validate` draws several latent samples an image
     judged_by = "h"  # the feature that a validation loss is filed under in `results.json`
+
+    def forward(self, x: Tensor) -> Any:
+        """The features h `(B, output_dim)` of images `(B, 3, H, W)`, unless a subclass has more to say."""
+        return self.encoder(x)
 
     def learn(self, views: Tensor, x: Tensor, noise: Tensor | None) -> tuple[object, dict[str, Tensor]]:
         """One step on views `(V, B, 3, H, W)` of clean images `x` `(B, 3, H, W)` and noise `(B, noise_dim)`.
@@ -36,7 +42,8 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def after_step(self, step: int) -> None:
-        """Called after optimizer step `step`; a momentum encoder moves here. Its tensors belong to the state dict."""
+        """Called after optimizer step `step` of `total_steps`; a momentum encoder moves here. Its tensors belong to the
+        state dict."""
 
     def groups(self) -> list[tuple[nn.Module, dict]]:
         """Parts that are optimised apart, and how: `scale`, a factor for the learning rate (by default 1), and
@@ -67,7 +74,8 @@ class Model(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """Scalars of a held-out batch, in eval mode, `loss` among them; and the latent codes `(B, D)` of the clean
         images, or None. `samples` is the number of latent samples an image, where there are any."""
-        return self.learn(views, x, None)[1], None
+        noise = torch.randn(len(x), self.noise_dim, generator=generator).to(x) if self.noise_dim else None
+        return self.learn(views, x, noise)[1], None
 
     def picture(self, view: Tensor) -> dict[str, Tensor]:
         """Rows of images `(B, 3, H, W)`, in normalised units, to show below the originals and their views; none: no

@@ -1,5 +1,7 @@
 """A model from its plain description."""
 
+from torch import nn
+
 from aavae.errors import UserError
 from aavae.models import Model
 from aavae.models.autoencoder import AutoEncoder
@@ -25,6 +27,8 @@ def assemble(architecture: dict, allowed: tuple[str, ...] = ARCHITECTURES, **par
         model = kind(encoder, **arguments, **parts)
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"no model can be built from this description: {type(error).__name__} {error}") from error
+    if not isinstance(getattr(model, "encoder", None), nn.Module):
+        raise UserError(f"{kind.__name__} must keep its encoder as self.encoder")
     model.architecture = architecture
     return model
 

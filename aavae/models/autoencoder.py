@@ -40,6 +40,7 @@ class AutoEncoder(Model):
     unknown `sample`, or a `log_scale` that is not finite.
     """
 
+    judged_by = "x_hat"
     log_scale: nn.Parameter | None
     loss: Any  # called with output and clean images; where z is drawn it has `log_px_given_z` too
 
@@ -72,8 +73,6 @@ class AutoEncoder(Model):
         self.projection = Projection(width, latent_dim, variational)
         self.decoder = decoder
 
-    judged_by = "x_hat"
-
     def learn(self, views: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Output, dict[str, Tensor]]:
         """The paper's step (Eq. 3): the view goes in, the clean image is to come out."""
         output = self(views[0], noise)  # encode the augmented view,
@@ -85,7 +84,7 @@ class AutoEncoder(Model):
         return self.projection.logvar is not None
 
     @property
-    def stochastic(self) -> bool:
+    def stochastic(self) -> bool:  # type: ignore[override]
         """Whether z is drawn, so that there is a density to estimate."""
         return self.variational and self.sample == "reparam"
 

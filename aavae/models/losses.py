@@ -85,7 +85,7 @@ class NegativeELBO:
             if value not in options:
                 raise UserError(f"loss.{name} must be {' or '.join(options)}, not {value!r}")
         self.beta, self.scale_param, self.kl, self.target = beta, scale_param, kl, target
-        self._weighed = beta > 0  # a bool, since torch.compile makes a number that has changed a symbol
+        self._weighed = beta > 0  # a bool: a float that differs between models would be a symbol to torch.compile
 
     def scale(self, output: Output) -> Tensor:
         """Standard deviation of the likelihood, `(1,)`, in normalised pixel units."""

@@ -1,4 +1,4 @@
-"""What an autoencoder makes of a batch."""
+"""`Output`, what an autoencoder makes of a batch, and `full`, which leaves half precision."""
 
 from typing import NamedTuple
 

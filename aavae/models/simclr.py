@@ -46,7 +46,7 @@ class SimCLR(Model):
         self.temperature, self.output_dim = temperature, output_dim
         self.encoder = encoder
         width: Any = encoder.output_dim
-        self.projection = mlp(width, hidden_dim or width, output_dim, name="model")
+        self.projection = mlp(width, width if hidden_dim is None else hidden_dim, output_dim)
 
     def about(self) -> str:
         """The size of the projection."""

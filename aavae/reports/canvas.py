@@ -1,4 +1,4 @@
-"""Pictures, where people would rather look than read."""
+"""Helpers for matplotlib: empty figures, axes in inches, PNGs, small images."""
 
 import io
 import logging

@@ -6,7 +6,7 @@ import json
 # What does not change the trained weights is no part of a run's identity.
 NOT_IDENTITY = (
     "data_dir", "dataset.check", "dataset.data_dir", "dataset.on_error", "dataset.path", "dataset.workers", "device",
-    "dry_run", "epochs", "features", "logger", "probe", "resume", "sweep", "trainer.checkpoint_epochs",
+    "dry_run", "epochs", "features", "logger", "model.takes", "probe", "resume", "sweep", "trainer.checkpoint_epochs",
     "trainer.cuda_graphs", "trainer.knn_images", "trainer.log_every", "trainer.max_steps", "trainer.probe_every",
     "trainer.recalibration_images", "trainer.save_minutes", "trainer.val_samples", "trainer.validate_every",
     "trainer.validate_train",

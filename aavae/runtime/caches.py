@@ -24,7 +24,7 @@ def settle() -> None:
 
 def _takes_files(place: str) -> bool:
     folder = Path(os.path.expanduser(place))
-    if not folder.is_absolute():  # nobody's home
+    if not folder.is_absolute():  # `~` could not be expanded
         return False
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     try:

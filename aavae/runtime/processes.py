@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn
 
 from aavae.errors import UserError
 
@@ -67,12 +66,29 @@ class Processes:
         """
         if self.world == 1:
             return values
-        return torch.cat(torch.distributed.nn.functional.all_gather(values.contiguous()), dim)
+        return torch.cat(_Gather.apply(values.contiguous(), self), dim)
 
     def wait(self) -> None:
         """Wait for every process."""
         if self.world > 1:
             dist.barrier()
+
+
+class _Gather(torch.autograd.Function):
+    """The values of all processes; torch's own differentiable version is deprecated."""
+
+    @staticmethod
+    def forward(ctx, values: torch.Tensor, processes: Processes) -> tuple[torch.Tensor, ...]:
+        ctx.processes = processes
+        parts = [torch.empty_like(values) for _ in range(processes.world)]
+        dist.all_gather(parts, values)
+        return tuple(parts)
+
+    @staticmethod
+    def backward(ctx, *gradients: torch.Tensor):  # type: ignore[override]
+        everything = torch.stack(gradients)
+        dist.all_reduce(everything, op=dist.ReduceOp.SUM)
+        return everything[ctx.processes.rank], None
 
 
 @contextlib.contextmanager

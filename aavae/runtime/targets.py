@@ -50,6 +50,6 @@ def component(node: dict, allowed: tuple[str, ...] = ARCHITECTURES, **facts) -> 
 
 
 def trusting(modules: Sequence[str], own: tuple[str, ...] = ARCHITECTURES) -> tuple[str, ...]:
-    """The prefixes of aavae's `own` modules and of `modules`, each with a dot at its end: `flat` does not allow
-    `flatland`."""
+    """The prefixes of aavae's `own` modules and of `modules`, each with a dot at its end, so that trusting `foo`
+    does not trust `foobar`."""
     return (*own, *(f"{module.removesuffix('.')}." for module in modules))

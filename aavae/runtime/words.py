@@ -1,4 +1,4 @@
-"""Numbers before their nouns, names that fit, sentences in the width of a terminal, and Markdown tables."""
+"""Formatting text: plurals, shortened names, wrapped lines, tables in Markdown and LaTeX."""
 
 import hashlib
 import re
@@ -66,7 +66,7 @@ def wrapped(text: str) -> str:
 
 def _wrapped(line: str, width: int) -> str:
     margin = len(line) - len(line.lstrip())
-    label = re.match(r"\s*\S+\s{2,}", line)  # and what is said of it
+    label = re.match(r"\s*\S+\s{2,}", line)  # a label, then text
     column = label.end() if label and label.end() < width / 2 else margin + 2
-    indent = " " * column + "# " * (" # " in line)  # which a comment goes on with
+    indent = " " * column + "# " * (" # " in line)  # the lines of a comment keep their #
     return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""Which jobs the overrides of a sweep stand for."""
+"""Expand the overrides of a sweep into the overrides of its jobs."""
 
 import itertools
 

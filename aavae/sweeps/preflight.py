@@ -110,7 +110,7 @@ def _plan(job: list[str], config_dir: str | None, primary: str, possible: Callab
         return replace(possible(decides, cfg, asked, facts), overrides=job, config=config, identity=identity(config))
     except UserError as error:
         return JobPlan(job, error=str(error))
-    except Exception as error:  # of somebody else's class, say
+    except Exception as error:  # raised by a class of the user's, say
         return JobPlan(job, error=f"{type(error).__name__}: {error}")
 
 

@@ -1,4 +1,4 @@
-"""A study of Optuna's that is gone on with: what a stopped launch was busy with is asked for again."""
+"""Resume an Optuna study: the trials that a stopped launch was busy with are tried again."""
 
 import warnings
 

@@ -29,7 +29,7 @@ SHOWN = 10  # impossible jobs that are named one by one
 
 
 class Multirun:
-    """A sweep of `command`; `launch` hands it to Hydra, whose launcher comes back to `run`."""
+    """A sweep of `command`; `go` hands it to Hydra, whose launcher comes back to `run`."""
 
     def __init__(self, command, overrides: list[str], config_dir: str | None):
         self.command, self.overrides, self.config_dir = command, overrides, config_dir

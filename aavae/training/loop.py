@@ -49,7 +49,7 @@ class Loop:
         except WorkerDied:
             if t.processes.leads:
                 self._write()
-            self.signals.check()  # then that is why
+            self.signals.check()  # if a signal killed the worker, it is the reason
             raise
         finally:
             self.reporter.stop()
@@ -114,11 +114,15 @@ class Loop:
         t = self.trainer
         epoch, rest = divmod(t.step, t.loader.steps_per_epoch)
         last, found = t.step >= t.total_steps, list[Callable[[], None]]()
-        # Derived from the model as it stands: a run stopped in here looks again when it is resumed, and nothing is
-        # told before all is found, so that nothing is told twice.
+        # Logged only when all is measured: a run that is stopped in here measures it all again when it is resumed, and
+        # would log it twice.
         with contextlib.suppress(Interrupted), self.signals.raised():
             if t.processes.leads:
-                self._look(epoch, last, found)
+                try:
+                    self._look(epoch, last, found)
+                except Exception:  # what was learned is not lost with it
+                    self._write()
+                    raise
         self._end_if_asked(self._asked())
         for tell in found:
             tell()

@@ -47,6 +47,8 @@ def parameter_groups(
 
     groups = split([p for p in model.parameters() if p.requires_grad and id(p) not in taken])
     for part, said in apart:
+        if unknown := said.keys() - {"scale", "scheduled"}:
+            raise UserError(f"a group of a model's says scale and scheduled, not {min(unknown)}")
         scale, scheduled = said.get("scale", 1.0), said.get("scheduled", True)
         groups += split([p for p in part.parameters() if p.requires_grad], lr=lr * scale, scheduled=scheduled)
     return groups

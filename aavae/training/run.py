@@ -57,7 +57,7 @@ class Run:
         self.config, self.config_yaml, self.resume = config, config_yaml, resume
         self.command, self.typed = command, typed
         self.name, self.group = name, group
-        self._probes_before: dict | None = None  # of the checkpoint
+        self._probes_before: dict | None = None  # the settings of probes in the checkpoint
         self._stage = "training"
         self._flop: float | None = None  # of a training image
         self.reporter = Reporter(quiet=not trainer.processes.leads)
@@ -279,8 +279,7 @@ class Run:
         evaluation = Evaluation(t.guests, representations, t.model, t.dataset, self.reporter, t.epoch)
         evaluation.run(results.add)
         if not t.dataset.labelled:
-            loss, n = t.inspector.validation_loss(), len(t.dataset["pretrain_val"])
-            how = f"the loss of training, fixed views, {t.inspector.validator.samples} latent samples an image"
+            loss, n, how = t.inspector.validation_loss()
             found = record("validation", t.model.judged_by, "pretrain_val", loss, n, how, "loss")
             results.add([found | {"epoch": t.epoch}])
         if t.inspector.draw(self.folder / "reconstructions.png", t.epoch):

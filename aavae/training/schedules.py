@@ -40,7 +40,7 @@ class Schedule:
 
 
 def schedule(shape: str, warmup_epochs: float, steps_per_epoch: int, epochs: int) -> Schedule:
-    """The schedule of a run of `epochs`, with a warm-up of ⌊warmup_epochs · steps_per_epoch⌉ steps.
+    """The schedule of a run of `epochs`, with a warm-up of warmup_epochs · steps_per_epoch steps, rounded.
 
     Raises UserError for an unknown shape or a negative warm-up.
     """

@@ -59,6 +59,7 @@ class Trainer:
         self._replays = settings.cuda_graphs and device.type == "cuda"
         batch_size, seed = settings.batch_size, settings.seed
         self.loader = Loader(dataset, augmentation, batch_size, seed, device, self.processes, model.n_views)
+        self._refuse_equal_views()
         self._refuse_parts()
         self.optimizer, self.schedule = optimizer(model), schedule(self.loader.steps_per_epoch)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -68,9 +69,17 @@ class Trainer:
         self.learners = [guest for guest in guests if guest.learns and dataset.labelled]
         for guest in self.learners:
             guest.probe.begin(model.encoder.output_dim, dataset, device, precision)
+        self.model.total_steps = self.total_steps
         self.step, self.closed = 0, True  # closed: all that is due at the end of an epoch has been done
         self.score: float | None = None  # of the last validation or evaluation
         self.saved: int | None = None  # step of the last checkpoint written
+
+    def _refuse_equal_views(self) -> None:
+        if self.model.n_views > 1 and not self.augmentation.augments:
+            raise UserError(
+                f"without augmentation all views of an image are equal, and {type(self.model).__name__} compares "
+                f"{self.model.n_views}; choose another augmentation than none"
+            )
 
     def _refuse_parts(self) -> None:
         accumulate, rows = self.settings.accumulate, self.loader.share.stop - self.loader.share.start
@@ -109,7 +118,7 @@ class Trainer:
             views = joined([self._view(batch, v, rows, draw, x) for v, draw in enumerate(draws)])
             with self.precision.autocast():
                 clean = self._clean_pass(x)
-            # Apart: weights that autocast has cast without gradient must not be met again with one.
+            # In a block of its own: autocast keeps the weights that it has cast without gradients.
             with self.precision.autocast():
                 output, part = self._learn(views, x, None if noise is None else noise[rows])
             self.scaler.scale(part["loss"] / self.settings.accumulate).backward()
@@ -140,7 +149,7 @@ class Trainer:
         # For the batch of all processes, of which each takes its rows: the numbers do not depend on how many there are.
         total, mine = self.loader.batch_size, self.loader.share
         generators = generators_for(self.model.n_views, self.settings.seed, "augmentation", self.step)
-        draws = [self.augmentation.draw(total, size, generator) for generator in generators]
+        draws = self.augmentation.draws(total, size, generators)
         # torch draws dropout itself, on each process; the first one's draws are those of one alone.
         own = [self.processes.rank] if self.processes.rank else []
         seed_default(self.device, seed_for(self.settings.seed, "dropout", self.step, *own))

@@ -16,6 +16,7 @@ from aavae.probes.knn import KNN
 from aavae.probes.representations import Representations, Track, untracked
 from aavae.reports.figures import reconstruction_figure
 from aavae.runtime.device import Precision, full_float32, send, without_search
+from aavae.runtime.processes import Processes
 from aavae.runtime.randomness import generator_for, generators_for
 
 BATCH = 128  # not that of training, on which the draws would depend then
@@ -24,6 +25,12 @@ BATCH = 128  # not that of training, on which the draws would depend then
 def joined(views: list[Tensor]) -> Tensor:
     """Views `(B, 3, H, W)` as one `(V, B, 3, H, W)`, of which each, and all flattened, keep their memory layout."""
     return views[0][None] if len(views) == 1 else torch.cat(views).unflatten(0, (len(views), -1))
+
+
+def counted(model: Model, n: int) -> int:
+    """How many of n held-out images enter: without the last batch where the loss compares the images of a batch, since
+    it is another one for fewer of them."""
+    return n if model.per_image or n < BATCH else n - n % BATCH
 
 
 class Validator:
@@ -40,18 +47,24 @@ class Validator:
     @torch.no_grad()
     @without_search()
     def run(self, model: Model, split: Images, precision: Precision) -> dict[str, float]:
-        """Metrics by name, each the mean over the images of `split` (active_units: over the split)."""
-        was_training = model.training
+        """Metrics by name, each the mean over the images of `split` that count (active_units: over the split)."""
+        was_training, together = model.training, model.processes
         model.eval()
-        rows, sizes, codes = [], [], []
-        for i, images in enumerate(split.batches(BATCH)):
-            if i and len(images) < BATCH and not model.per_image:
-                break  # a loss that compares the images of a batch is another one for fewer of them
-            metrics, code = self._batch(model, images, i, precision)
-            rows.append(torch.stack(list(metrics.values())))
-            sizes.append(len(images))
-            codes += [] if code is None else [code]
-        model.train(was_training)
+        model.processes = Processes()  # one process looks, and the others do not take part
+        rows: list[Tensor] = []
+        sizes: list[int] = []
+        codes: list[Tensor] = []
+        try:
+            for i, images in enumerate(split.batches(BATCH)):
+                if sum(sizes) >= counted(model, len(split)):
+                    break
+                metrics, code = self._batch(model, images, i, precision)
+                rows.append(torch.stack(list(metrics.values())))
+                sizes.append(len(images))
+                codes += [] if code is None else [code]
+        finally:
+            model.train(was_training)
+            model.processes = together
         shares = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
         means = shares @ torch.stack(rows).cpu().double()  # the one place that waits for the device
         values = dict(zip(metrics, means.tolist(), strict=True))
@@ -66,14 +79,13 @@ class Validator:
         x = dataset.normalize(dataset.target(source))
         # The first view's draws come from the generator that all else is drawn from.
         generators = [generator, *generators_for(model.n_views, self.seed, "validation", i)[1:]]
-        views = [self._view(source, g) for g in generators] if self.augmentation.augments else [x] * model.n_views
+        views = [x] * model.n_views
+        if self.augmentation.augments:
+            draws = self.augmentation.draws(len(source), source.shape[-1], generators)
+            views = [dataset.normalize(self.augmentation.apply(source, draw)) for draw in draws]
         _, std = dataset.constants(x)
         with precision.autocast():
             return model.validate(joined(views), x, std, self.samples, generator)
-
-    def _view(self, source: Tensor, generator: torch.Generator) -> Tensor:
-        draws = self.augmentation.draw(len(source), source.shape[-1], generator)
-        return self.dataset.normalize(self.augmentation.apply(source, draws))
 
 
 class Inspector:
@@ -126,9 +138,14 @@ class Inspector:
             metrics |= {f"val/{guest.name}": guest.probe.accuracy(features, "val") for guest in learners}
         return metrics, metrics["val/knn"]
 
-    def validation_loss(self) -> float:
-        """The loss of the validation split."""
-        return self.validator.run(self.model, self.dataset["pretrain_val"], self.precision)["loss"]
+    def validation_loss(self) -> tuple[float, int, str]:
+        """The loss of the validation split, of how many images, and how it was measured."""
+        split = self.dataset["pretrain_val"]
+        loss, n = self.validator.run(self.model, split, self.precision)["loss"], counted(self.model, len(split))
+        how = "the loss of training, fixed views"
+        if self.model.stochastic:
+            how += f", {self.validator.samples} latent samples an image"
+        return loss, n, how if self.model.per_image else f"{how}, over batches of {min(BATCH, n)} images"
 
     def representations(
         self, untrained: Callable[[], nn.Module] | None = None, track: Track = untracked

@@ -203,5 +203,5 @@ def model_of(state: dict, path: Path, allowed: tuple[str, ...] = ARCHITECTURES) 
     described = state["architecture"]
     model_class(described.get("_target_"), allowed)
     for part in ("encoder", *({"decoder"} & described.keys() if "_target_" in described else ("decoder",))):
-        builder(described.get(part), allowed)  # what is not to be trusted is no damage
+        builder(described.get(part), allowed)  # a class that is not trusted is refused; the file is not damaged
     return fitted(lambda: assemble(state["architecture"], allowed), state["model"], path)

@@ -16,7 +16,7 @@ from aavae.errors import UserError
 from aavae.weights import unpickle
 from aavae.weights.checkpoint import FORMAT
 
-# What it was trained on decides the stem, and the stem what it was trained on.
+# The dataset decides the stem; where a file names no dataset, the stem decides which it was.
 DATASETS: dict[str, type[Dataset]] = {d.name: d for d in (CIFAR10, STL10, ImageNet)}
 # Heads that its callbacks hang onto the model while it trains.
 CALLBACKS = ("online_finetuner.", "non_linear_evaluator.")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aavae.errors import UserError
-from aavae.models.autoencoder import full
+from aavae.models.output import full
 from aavae.runtime.device import without_autocast
 
 SKIP_ORDERS = ("commuted", "official")
