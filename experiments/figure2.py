@@ -6,9 +6,10 @@ from experiments.artefact import Artefact, main
 from experiments.paper import Scale
 from experiments.runs import Group, Runs, Sweep
 from experiments.significance import differences
-from experiments.table1 import percent
+from experiments.table1 import floor_rows, floor_values, percent
 from experiments.writing import Sheet
 
+WITH_BETA = ("loss.beta=0.001",)
 DENSITY, UNIT = "bpd_8bit", "bits per dimension, 8-bit pixels"
 
 
@@ -18,16 +19,20 @@ class Figure2(Artefact):
     name, title = "figure2", "Figure 2: density and accuracy"
 
     def sweeps(self, scale: Scale) -> list[Sweep]:
-        """Learned and fixed width, and the widths."""
+        """Learned and fixed width, and the widths: as the paper says, and with the β of the authors' script."""
         dataset = next(iter(scale.datasets))
-        widths = Sweep(dataset, "loss.log_scale", scale.log_scales)
-        return [Sweep(dataset, "loss.learn_scale", ("false", "true")), widths]
+        widths = [Sweep(dataset, "loss.log_scale", scale.log_scales, fixed) for fixed in ((), WITH_BETA)]
+        return [Sweep(dataset, "loss.learn_scale", ("false", "true")), *widths]
 
     def draw(self, runs: Runs, against: str) -> Sheet:
         """(a) density of training and validation images and accuracy over epochs; (b) both at the end, by width."""
         dataset, probe = next(iter(runs.scale.datasets)), runs.scale.probe
         learned, fixed = runs.of(dataset, "loss.learn_scale=true"), runs.of(dataset, "loss.learn_scale=false")
         widths = {f"log σ² = {w}": runs.of(dataset, f"loss.log_scale={w}") for w in runs.scale.log_scales}
+        script = {
+            f"{name}, β = 0.001": runs.of(dataset, *WITH_BETA, f"loss.log_scale={w}")
+            for name, w in zip(widths, runs.scale.log_scales, strict=True)
+        }
         figure, axes = plots.panels(3)
         density, accuracy, cloud = axes[0]
         for n, (split, name) in enumerate((("train_eval", "training images"), ("val", "validation images"))):
@@ -37,18 +42,25 @@ class Figure2(Artefact):
         for n, (group, name) in enumerate(((learned, "learned width"), (fixed, "fixed width"))):
             colour, _, line = plots.style(n)
             plots.lines(accuracy, group.measured(probe, against), colour, line, name)
+        plots.floors(accuracy, floor_values(fixed, probe))
         accuracy.set(title="(a) accuracy", ylabel=f"{dataset}, {PROBES[probe]} (%)")
         for n, (name, group) in enumerate({"learned": learned, **widths}.items()):
             colour, marker, _ = plots.style(n)
             points = self._points(group, probe)
             if points:
                 cloud.plot(*zip(*points, strict=True), marker, color=colour, label=name, markersize=4, linestyle="none")
+        for n, group in enumerate(script.values(), 1):  # hollow, in the colour of the same width
+            colour, marker, _ = plots.style(n)
+            if points := self._points(group, probe):
+                style = {"color": colour, "markersize": 4, "linestyle": "none", "fillstyle": "none"}
+                label = "hollow: β = 0.001" if n == 1 else None
+                cloud.plot(*zip(*points, strict=True), marker, label=label, **style)
         cloud.set(title="(b) by width", xlabel=UNIT, ylabel=f"{PROBES[probe]} (%)")
         for axis in (density, accuracy):
             plots.progress_axis(axis, against)
         for axis in axes[0]:
             axis.legend(frameon=False)
-        everything = {"learned": learned, "fixed": fixed, **widths}
+        everything = {"learned": learned, "fixed": fixed, **widths, **script}
         rows = [
             [name, percent(g.accuracy(probe)), *(f"{s.mean:.3f}" if (s := g.last(f"{part}/{DENSITY}")) else "–"
              for part in ("train_eval", "val"))]
@@ -61,6 +73,7 @@ class Figure2(Artefact):
             "fall, and that accuracy and density are not correlated over widths.",
         ]
         head = ["width", f"{dataset}: {PROBES[probe]}, measured", f"{UNIT}: training images", "validation images"]
+        rows += floor_rows(fixed, probe, len(head))
         return Sheet(head, rows, caption, figure, list(everything.values()))
 
     def _points(self, group: Group, probe: str) -> list[tuple[float, float]]:

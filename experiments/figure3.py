@@ -6,7 +6,7 @@ from experiments.artefact import Artefact, main
 from experiments.paper import Scale
 from experiments.runs import Runs, Sweep
 from experiments.significance import differences
-from experiments.table1 import floor_values, percent
+from experiments.table1 import floor_rows, floor_values, percent
 from experiments.writing import Sheet
 
 
@@ -46,6 +46,7 @@ class Figure3(Artefact):
             "The paper prints no numbers; it says that accuracy is flat for β far below 1 and falls from 1 on.",
         ]
         head = ["β", f"{dataset}: {PROBES[probe]}, measured", "KL (nats per image, validation views)"]
+        rows += floor_rows(next(iter(groups.values())), probe, len(head))
         return Sheet(head, rows, caption, figure, list(groups.values()))
 
 

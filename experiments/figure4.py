@@ -6,7 +6,7 @@ from experiments.artefact import Artefact, main
 from experiments.paper import Scale
 from experiments.runs import Group, Runs, Sweep
 from experiments.significance import differences
-from experiments.table1 import CONTRASTIVE, floor_values, own_recipe, percent
+from experiments.table1 import CONTRASTIVE, floor_rows, floor_values, own_recipe, percent
 from experiments.writing import Sheet
 
 
@@ -61,6 +61,7 @@ class Figure4(Artefact):
             "accuracy hardly depends on any of these. It has no such sweep of a contrastive method."
         )
         head = ["setting", f"{dataset}: {PROBES[probe]}, measured", "PFLOP"]
+        rows += floor_rows(shown[0], probe, len(head))
         return Sheet(head, rows, caption, figure, shown)
 
 

@@ -140,6 +140,15 @@ def floor_values(group: Group, probe: str) -> dict[str, float]:
     return {name: 100 * spread.mean for name, spread in found.items() if spread}
 
 
+def floor_rows(group: Group, probe: str, width: int) -> list[list[str]]:
+    """Rows of a table for what owes nothing to training, as wide as the others."""
+    return [
+        [name, percent(group.accuracy(probe, feature)), *[""] * (width - 2)]
+        for feature, name in FLOORS.items()
+        if group.accuracy(probe, feature)
+    ]
+
+
 def _named(groups: dict[str, Group]) -> dict[str, Group]:
     return {NAMES.get(m, m): group for m, group in groups.items()}
 
