@@ -26,7 +26,7 @@ NOTES = (
 
 
 class Setting(NamedTuple):
-    """What an image size asks for (spec §1.5), and how many images a CPU is given at once."""
+    """What an image size asks for (docs/reproduction.md), and how many images a CPU is given at once."""
 
     size: int
     strength: float

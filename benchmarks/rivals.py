@@ -39,7 +39,7 @@ class Blur:
 
 
 def pil(ours: SimCLRViews, size: int, mean: Numbers, std: Numbers) -> Callable[[Image.Image], Tensor]:
-    """The released order on a PIL image (spec §1.5) → a normalised tensor `(3, size, size)`."""
+    """The released order on a PIL image (docs/reproduction.md) → a normalised tensor `(3, size, size)`."""
     steps = [
         transforms.RandomResizedCrop(size, ours.scale, ours.ratio),
         transforms.RandomHorizontalFlip(ours.flip_p),

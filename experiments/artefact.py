@@ -15,7 +15,7 @@ from experiments.paper import SCALES, Scale
 from experiments.runs import PRIMARY, Runs, Sweep
 from experiments.writing import Sheet, write
 
-PEAK = 790e12  # FLOP/s of an H100 in bf16 (spec §5): a run cannot be faster
+PEAK = 790e12  # FLOP/s of an H100 in bf16 (docs/reproduction.md): a run cannot be faster
 SETTINGS = ("scale", "against", "dry_run")
 
 

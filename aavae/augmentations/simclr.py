@@ -12,7 +12,7 @@ from aavae.errors import UserError
 
 
 class SimCLRViews(Pipeline):
-    """SimCLR's pipeline per image: crop, flip, colour jitter in its own order, grayscale, blur (spec §1.5).
+    """SimCLR's pipeline per image: crop, flip, colour jitter in its own order, grayscale, blur (docs/reproduction.md).
 
     Every image has its own coin for each step. `strength` s scales the jitter to (.8s, .8s, .8s, .2s);
     `blur_p` > 0 blurs with an odd kernel of about a tenth of the image.

@@ -17,7 +17,7 @@ from aavae.augmentations.pipeline import Pipeline
 from aavae.augmentations.simclr import SimCLRViews
 from aavae.runtime.device import send
 
-SPLIT_SEED = 42  # of the released code, whatever the seed of the run (spec §1.5)
+SPLIT_SEED = 42  # of the released code, whatever the seed of the run (docs/reproduction.md)
 
 
 class Images(Protocol):

@@ -186,7 +186,7 @@ class STL10(Dataset):
     """100,000 unlabelled images split 95,000 / 5,000, 5,000 labelled ones split 4,500 / 500, and 8,000 for test; 96×96.
 
     `target_transform=official` reconstructs the image resized to 105 and centre-cropped to 96, as the released code
-    does; `raw` the image itself (spec §0.6). `path` is the folder that holds torchvision's `stl10_binary`.
+    does; `raw` the image itself (docs/reproduction.md). `path` is the folder that holds torchvision's `stl10_binary`.
     """
 
     name, num_classes, image_size, stem = "stl10", 10, 96, "stl"

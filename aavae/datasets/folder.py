@@ -216,7 +216,7 @@ class ImageNet(ImageFolder):
     """ImageNet-1k from `path/train/<class>/` and `path/val/<class>/`, by default streamed, and in `data_dir/imagenet`.
 
     `val/` is the test split; 10,000 training images are held out. The target is resized to 256 (in proportion) and
-    centre-cropped; strengths and normalisation as spec §1.5.
+    centre-cropped; strengths and normalisation as docs/reproduction.md.
     """
 
     name, image_size, stem = "imagenet", 224, "imagenet"

@@ -15,7 +15,8 @@ SAMPLES = ("reparam", "mean")
 
 
 class Projection(nn.Module):
-    """h `(B, H)` → (μ, log σ²), each `(B, D)`, by Linear–BatchNorm–ReLU and linear heads without bias (spec §1.2).
+    """h `(B, H)` → (μ, log σ²), each `(B, D)`, by Linear–BatchNorm–ReLU and linear heads without bias
+    (docs/reproduction.md).
 
     Without `variational` there is no log σ² head and None in its place.
     """

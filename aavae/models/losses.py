@@ -38,7 +38,7 @@ def kl_between(mu: Tensor, sigma: Tensor, mu_2: Tensor, sigma_2: Tensor) -> Tens
 def log_posterior(noise: Tensor, sigma: Tensor) -> Tensor:
     """log q(z|x) from the noise that made z = μ + σ·noise, summed over latents, in nats.
 
-    From z itself it would lose z − μ to rounding once σ nears its floor (spec §1.4).
+    From z itself it would lose z − μ to rounding once σ nears its floor (docs/reproduction.md).
     """
     return (-0.5 * noise**2 - sigma.log() - 0.5 * LOG_2PI).sum(-1)
 
@@ -117,8 +117,8 @@ class NegativeELBO:
 class ReconstructionLoss:
     """The autoencoder's squared error: the mean over all dimensions, or half the sum per image (`half_sum`).
 
-    `target=view` is what the released code calls AAAE, `original` is a denoising autoencoder (spec §0.1, §1.4). Raises
-    UserError for an unknown target or reduction.
+    `target=view` is what the released code calls AAAE, `original` is a denoising autoencoder
+    (docs/reproduction.md). Raises UserError for an unknown target or reduction.
     """
 
     variational = False

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-STD_FLOOR = 1e-6  # added to every standard deviation, as in the released code (spec §1.4)
+STD_FLOOR = 1e-6  # added to every standard deviation, as in the released code (docs/reproduction.md)
 
 
 def full(t: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ STL_EVALS = ("official", "fixed")
 
 
 class Linear:
-    """Accuracy of a linear classifier after `epochs` of SGD on features of cropped and flipped images (spec §1.8).
+    """Accuracy of a linear classifier after `epochs` of SGD on features of cropped and flipped images
+    (docs/reproduction.md).
 
     The encoder is frozen and in eval mode, features and classifier are in float32; the last epoch's is taken, so
     nothing is selected on. `accuracy_drop_last` leaves out the last incomplete batch of test images, as the released

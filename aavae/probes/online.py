@@ -21,7 +21,7 @@ class Online:
     """A linear classifier on detached features of labelled training images, one step of Adam per training step.
 
     The encoder is in eval mode while it is asked, so that its BatchNorm never sees the labelled images (the released
-    code's did, spec §1.8). Raises UserError for arguments out of range.
+    code's did, docs/reproduction.md). Raises UserError for arguments out of range.
     """
 
     def __init__(self, lr: float = 1e-4, batch_size: int = 256, every: int = 1, seed: int = 0):

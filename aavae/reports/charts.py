@@ -18,7 +18,7 @@ GROUPS = 10  # that a legend still tells apart
 POINTS, ALL_POINTS = 100, 5000  # of a learning curve, and of all curves of a chart
 CURVES = {  # metric → title, axis, factor
     "val/knn": ("kNN on validation images, while training", "accuracy (%)", 100),
-    "val/loss": ("validation loss, while training", "loss", 1),
+    "val/loss": ("validation loss, while training", "loss (each method has its own)", 1),
     "train/loss": ("training loss", "loss", 1),
 }
 AGAINST = {"epochs": "epochs", "pflop": "PFLOP of training", "hours": "device-hours"}

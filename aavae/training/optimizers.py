@@ -25,7 +25,7 @@ def parameter_groups(
 ) -> list[dict]:
     """Trainable parameters in one group, or in two: decayed, and (biases, normalisation layers, scalars) not decayed.
 
-    The split goes by module type: names such as `downsample.1` hide a BatchNorm from a filter on names (spec §2.3).
+    The split goes by module type: names such as `downsample.1` hide a BatchNorm from a filter on names.
     With `adapts`, timm's LARS scales the steps of what is not excluded by its trust ratio, without weight decay too.
     What the model sets apart (`Model.groups`) follows in groups of its own, with its own part of `lr`.
     """
@@ -55,7 +55,7 @@ def parameter_groups(
 
 
 def batch_size_scale(batch_size: int, reference_batch: int) -> float:
-    """Factor for learning rate and warm-up epochs under the linear scaling rule (paper §4.1, spec §1.6)."""
+    """Factor for learning rate and warm-up epochs under the linear scaling rule (paper §4.1, docs/reproduction.md)."""
     if reference_batch < 1:
         raise UserError(f"optimizer.reference_batch must be 1 or more, not {reference_batch}")
     return batch_size / reference_batch

@@ -13,7 +13,7 @@ class Schedule:
     """Learning-rate factor per optimizer step: a linear warm-up from 0, then constant, cosine or linear to 0.
 
     `warmup_steps` and `total_steps` count optimizer steps. The first step has factor 0, as in the released code
-    (spec §1.6: lr·step/W).
+    (docs/reproduction.md: lr·step/W).
     """
 
     shape: str

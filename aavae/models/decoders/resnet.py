@@ -1,4 +1,4 @@
-"""The inverted ResNet without BatchNorm of the paper, layer by layer as released (spec §1.3)."""
+"""The inverted ResNet without BatchNorm of the paper, layer by layer as released (docs/reproduction.md)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""ResNets (He et al. 2016; v1.5: the stride sits on the 3×3) with the stems of the released code (spec §1.1).
+"""ResNets (He et al. 2016; v1.5: the stride sits on the 3×3) with the released stems (docs/reproduction.md).
 
 State-dict keys, initialisation and arithmetic are those of timm and torchvision; importing either takes seconds, which
 every job of a sweep would pay.
