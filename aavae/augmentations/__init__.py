@@ -13,9 +13,9 @@ from aavae.augmentations.colors import (
     grayscale,
 )
 from aavae.augmentations.crops import crop_boxes, crop_draws, padded_crop
-from aavae.augmentations.operations import affine, gaussian_blur, horizontal_flip, resized_crop
+from aavae.augmentations.operations import affine, gaussian_blur, horizontal_flip, resized_crop, solarize
 
 __all__ = (
     "adjust_brightness", "adjust_contrast", "adjust_hue", "adjust_saturation", "affine", "color_jitter", "crop_boxes",
-    "crop_draws", "gaussian_blur", "grayscale", "horizontal_flip", "padded_crop", "resized_crop",
+    "crop_draws", "gaussian_blur", "grayscale", "horizontal_flip", "padded_crop", "resized_crop", "solarize",
 )  # fmt: skip

@@ -31,6 +31,11 @@ def horizontal_flip(images: Tensor, flip: Tensor) -> Tensor:
     return torch.where(flip.view(-1, 1, 1, 1).bool(), images.flip(-1), images)
 
 
+def solarize(images: Tensor, invert: Tensor, threshold: float = 0.5) -> Tensor:
+    """Invert the pixels at or above `threshold` in the images whose `invert` (bool, `(B,)`) is set."""
+    return torch.where(invert.view(-1, 1, 1, 1) & (images >= threshold), 1 - images, images)
+
+
 def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     """Blur image b with a Gaussian of `sigma[b]` pixels, cut to an odd `kernel_size`, borders reflected.
 

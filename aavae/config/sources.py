@@ -100,7 +100,8 @@ def _own_groups(root: Path) -> frozenset[str]:
 
 def options(group: str, folders: Sequence[Path] = ()) -> list[str]:
     """The names one can choose from in `group`, those of the user's `folders` included."""
-    return sorted({p.stem for root in (SHIPPED, *folders) for p in (root / group).glob("*.yaml")})
+    roots = [root / group for root in (SHIPPED, *folders)]
+    return sorted({p.relative_to(root).with_suffix("").as_posix() for root in roots for p in root.rglob("*.yaml")})
 
 
 def own_files(loader, primary: str, overrides: Sequence[str], folders: Sequence[Path]) -> list[tuple[Path, DictConfig]]:

@@ -22,8 +22,8 @@ class Model(nn.Module):
     architecture: dict  # the plain description it was built from; `models.assemble` sets it
     mean: tuple[float, ...]  # of the images' normalisation, as is `std`; `load_model` sets them
     std: tuple[float, ...]
-    processes = Processes()  # those that train together; the trainer sets it, and
-    total_steps = 0  # of the whole training
+    processes = Processes()  # those that train together; the trainer sets it
+    total_steps = 0  # of the whole training; `begin` sets it
     n_views = 1  # of each image in a step
     noise_dim = 0  # standard normal numbers per image, drawn outside the compiled step
     per_image = True  # whether the loss is a mean over images, so that a batch may be computed in parts
@@ -40,6 +40,10 @@ class Model(nn.Module):
         Returns what was computed (for `measure`), and scalars to log, `loss` among them.
         """
         raise NotImplementedError
+
+    def begin(self, total_steps: int, batch_size: int) -> None:
+        """Called before the first step, with the steps of the whole training and the batch of all processes."""
+        self.total_steps = total_steps
 
     def after_step(self, step: int) -> None:
         """Called after optimizer step `step` of `total_steps`; a momentum encoder moves here. Its tensors belong to the

@@ -1,19 +1,30 @@
 """Heads that only training needs: maps from h to the space of a loss."""
 
+from itertools import pairwise
+
 from torch import nn
 
 from aavae.errors import UserError
 
 
-def mlp(input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
-    """Linear–BatchNorm–ReLU–Linear, the last layer without bias. Raises UserError for a size that is no whole number
-    above 0."""
-    for name, size in (("hidden_dim", hidden_dim), ("output_dim (by default latent_dim)", output_dim)):
+def mlp(
+    *sizes: int, bias: bool = True, last_bias: bool = False, norm: bool = True, last_norm: bool = False
+) -> nn.Sequential:
+    """Linear layers of `sizes` with BatchNorm (unless not `norm`) and ReLU between them.
+
+    `bias` is of all but the last layer; `last_norm` adds a BatchNorm without weights of its own at the end. Raises
+    UserError for a size that is no whole number above 0.
+    """
+    names = ["hidden_dim"] * (len(sizes) - 2) + ["output_dim (by default latent_dim)"]
+    for name, size in zip(names, sizes[1:], strict=True):
         if not isinstance(size, int) or size < 1:
             raise UserError(f"model.{name} must be a whole number of 1 or more, not {size}")
-    return nn.Sequential(
-        nn.Linear(input_dim, hidden_dim),
-        nn.BatchNorm1d(hidden_dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_dim, output_dim, bias=False),
-    )
+    layers: list[nn.Module] = []
+    for number, (before, after) in enumerate(pairwise(sizes), 2):
+        last = number == len(sizes)
+        layers.append(nn.Linear(before, after, bias=last_bias if last else bias))
+        if not last:
+            layers += [nn.BatchNorm1d(after), nn.ReLU(inplace=True)] if norm else [nn.ReLU(inplace=True)]
+        elif last_norm:
+            layers.append(nn.BatchNorm1d(after, affine=False))
+    return nn.Sequential(*layers)

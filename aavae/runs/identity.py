@@ -13,6 +13,10 @@ NOT_IDENTITY = (
 )  # fmt: skip
 
 
+# Keys that were added later, with the value they had before they were: it does not make another run.
+IMPLIED = {"model.together": True, "augmentation.jitter": None, "augmentation.solarize_p": 0.0}
+
+
 def identity_config(config: dict) -> dict[str, object]:
     """The part of a plain config that decides the trained weights, as `{dotted key: value}`."""
     flat: dict[str, object] = {}
@@ -25,6 +29,7 @@ def identity_config(config: dict) -> dict[str, object]:
                 flat[prefix + key] = value
 
     walk(config, "")
+    flat = {k: v for k, v in flat.items() if k not in IMPLIED or v != IMPLIED[k]}
     return {k: v for k, v in flat.items() if not any(k == n or k.startswith(f"{n}.") for n in NOT_IDENTITY)}
 
 

@@ -69,7 +69,8 @@ class Trainer:
         self.learners = [guest for guest in guests if guest.learns and dataset.labelled]
         for guest in self.learners:
             guest.probe.begin(model.encoder.output_dim, dataset, device, precision)
-        self.model.total_steps = self.total_steps
+        # Like the schedule, without `max_steps`, which only stops earlier.
+        self.model.begin(settings.epochs * self.loader.steps_per_epoch, settings.batch_size)
         self.step, self.closed = 0, True  # closed: all that is due at the end of an epoch has been done
         self.score: float | None = None  # of the last validation or evaluation
         self.saved: int | None = None  # step of the last checkpoint written

@@ -70,6 +70,15 @@ class ResNet(nn.Module):
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The outputs `(B, C, h, w)` of the four stages, the first one first."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        maps = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, output_dim, h, w)

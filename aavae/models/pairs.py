@@ -1,0 +1,57 @@
+"""What methods that compare two views of an image have in common."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aavae.models import Model
+from aavae.models.output import full
+from aavae.runtime.device import without_autocast
+
+
+class Pair(Model):
+    """Two views of each image; `learn` returns the unit vectors `(2, B, D)` of both, and the loss.
+
+    `together`: both views pass a network in one batch, so that BatchNorm sees both; otherwise one after the other, as
+    in solo-learn and lightly.
+    """
+
+    n_views = 2
+    output_dim: int
+    together = True
+
+    def about(self) -> str:
+        """The size of the projection."""
+        return f"projection {self.output_dim}"
+
+    def of_each(self, network: nn.Module, views: Tensor) -> Tensor:
+        """What `network` makes of the views `(2, B, …)`, `(2, B, D)` in float32."""
+        if self.together:
+            return full(network(views.flatten(0, 1)).unflatten(0, (len(views), -1)))
+        return full(torch.stack([network(view) for view in views]))
+
+    def in_full(self, z: Tensor):
+        """A context in which products of such vectors are not rounded to half precision."""
+        return without_autocast(z.device)
+
+    def measure(self, output: Tensor, x: Tensor, clean, std: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """How alike the two views are (`cos_sim`), and the standard deviation of the unit vectors' components times √D
+        (`spread`): near 1 when healthy, 0 when collapsed."""
+        spread = output.flatten(0, 1).std(0).mean() * math.sqrt(output.shape[-1])
+        return {"cos_sim": (output[0] * output[1]).sum(-1).mean(), "spread": spread}
+
+    def validate(
+        self, views: Tensor, x: Tensor, std: Tensor, samples: int, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], None]:
+        """Loss and agreement of a held-out batch."""
+        noise = torch.randn(len(x), self.noise_dim, generator=generator).to(x) if self.noise_dim else None
+        z, terms = self.learn(views, x, noise)
+        assert isinstance(z, Tensor)  # as `learn` of a Pair returns
+        return terms | self.measure(z, x, None, std, generator), None
+
+
+def unit(z: Tensor) -> Tensor:
+    """Vectors `(…, D)` of length 1, in float32 or wider."""
+    return F.normalize(full(z), dim=-1)
