@@ -264,7 +264,7 @@ def test_the_folder_is_as_typed(sweep):
     (place,) = jobs(where).values()
     assert place.parent == Path(where) and (place / "log.txt").exists()
     assert {p.name for p in Path(where).iterdir() if p.is_file()} == {
-        ".lock", "multirun.yaml", "sweep.csv", "sweep.json", "sweep.md",
+        ".lock", "multirun.yaml", "sweep.csv", "sweep.html", "sweep.json", "sweep.md", "sweep.tex",
     }  # fmt: skip
 
 
