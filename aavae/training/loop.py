@@ -21,6 +21,9 @@ from aavae.training.trainer import Trainer
 from aavae.weights import checkpoint
 
 
+COLLAPSED = 0.1  # of `spread`, which is 1 for vectors in all directions and 0 for one vector
+
+
 class Loop:
     """Trains to the end, from wherever `trainer` stands, writing to `folder`; `facts` go into every checkpoint."""
 
@@ -30,6 +33,7 @@ class Loop:
         self.trainer, self.settings, self.folder = trainer, trainer.settings, folder
         self.logger, self.reporter, self.signals, self.facts = logger, reporter, signals, facts
         self._saved_at = time.monotonic()
+        self._collapse_said = False
 
     def run(self) -> None:
         """Train. Raises Interrupted after saving, when a signal arrived, and UserError when the loss is not finite,
@@ -98,7 +102,17 @@ class Loop:
         if t.processes.leads:
             self.logger.log(metrics | {"train/lr": learning_rate, "images_per_second": speed}, t.step, t.epoch)
             self.reporter.update(t.step, f"{t.epoch:.1f}/{self.settings.epochs}", metrics, speed)
+        self._say_if_collapsed(means.get("spread"))
         self._refuse_if_broken(means["loss"], steps)  # logged all the same, so that dashboards show where it broke
+
+    def _say_if_collapsed(self, spread: float | None) -> None:
+        if spread is None or not spread < COLLAPSED or self._collapse_said:
+            return
+        self._collapse_said = True
+        self.reporter.say(
+            f"step {self.trainer.step:,}: the projections have collapsed (spread {spread:.2g}; near 1 when healthy), so "
+            "that all images look alike to the loss; a smaller optimizer.lr often helps"
+        )
 
     def _refuse_if_broken(self, loss: float, steps: int) -> None:
         if math.isfinite(loss):

@@ -329,6 +329,15 @@ def test_a_stopped_run_ends_with_the_same_bits(train, method):
     assert all(torch.equal(whole["model"][k], again["model"][k]) for k in whole["model"])
 
 
+def test_a_collapse_is_said_once(train, monkeypatch):
+    """A learner of one vector for all images: SimSiam's bare minimum."""
+    small = (*settings("simsiam"), "probe=[]", "trainer.log_every=1", "hydra.run.dir=run")
+    assert "collapsed" not in train(*small).out
+    monkeypatch.setattr("aavae.models.simsiam.unit", lambda z: torch.ones_like(z) / z.shape[-1] ** 0.5)
+    said = train(*small, "hydra.run.dir=two").out
+    assert said.count("the projections have collapsed (spread 0; near 1 when healthy)") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "simclr"])
 def test_a_run_is_judged_and_converted(train, evaluate, convert, method):
