@@ -20,7 +20,6 @@ from aavae.training import resume
 from aavae.training.trainer import Trainer
 from aavae.weights import checkpoint
 
-
 COLLAPSED = 0.1  # of `spread`, which is 1 for vectors in all directions and 0 for one vector
 
 
@@ -110,8 +109,8 @@ class Loop:
             return
         self._collapse_said = True
         self.reporter.say(
-            f"step {self.trainer.step:,}: the projections have collapsed (spread {spread:.2g}; near 1 when healthy), so "
-            "that all images look alike to the loss; a smaller optimizer.lr often helps"
+            f"step {self.trainer.step:,}: the projections have collapsed (spread {spread:.2g}; near 1 when healthy), "
+            "so that all images look alike to the loss; a smaller optimizer.lr often helps"
         )
 
     def _refuse_if_broken(self, loss: float, steps: int) -> None:
