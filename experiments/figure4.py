@@ -22,7 +22,7 @@ class Figure4(Artefact):
     def _panels(self, scale: Scale) -> dict[str, Sweep]:
         dataset = next(iter(scale.datasets))
         key, decoders = scale.decoders
-        contrastive = (*own_recipe(scale, dataset), f"method={CONTRASTIVE}")
+        contrastive = (*own_recipe(scale, dataset, CONTRASTIVE), f"method={CONTRASTIVE}")
         return {
             "(a) batch size": Sweep(dataset, "batch_size", scale.batch_sizes),
             "(b) latent dimension": Sweep(dataset, "latent_dim", scale.latent_dims),

@@ -20,7 +20,40 @@ NAMES = {
     "aaae_denoise": "AAAE (clean target)",
     "aavae": "AAVAE",
     "aavae_mean": "AAVAE without noise",
+    "dae": "DAE (noise, clean target)",
     "simclr": "SimCLR",
+    "moco": "MoCo v2+",
+    "amdim": "AMDIM, our ResNet",
+    "yadim": "YADIM, our reading",
+    "byol": "BYOL",
+    "simsiam": "SimSiam",
+    "barlow": "Barlow Twins",
+    "vicreg": "VICReg",
+}
+
+
+def _own(
+    optimizer: str, lr: float, weight_decay: float, schedule: str = "cosine", epochs: int = 1000
+) -> tuple[str, ...]:
+    rate = (f"optimizer.lr={lr}", f"optimizer.weight_decay={weight_decay}", *scaled(256))
+    return (f"optimizer={optimizer}", *rate, f"schedule={schedule}", f"epochs={epochs}")
+
+
+def scaled(batch_size: int) -> tuple[str, ...]:
+    """Learning rate and warm-up follow the batch size, of which this one changes nothing (Figure 4a)."""
+    return ("optimizer.scale_with_batch_size=true", f"optimizer.reference_batch={batch_size}")
+
+
+# At the paper's scale, methods of others keep the optimizer, schedule and epochs of their sources (docs/methods.md).
+RECIPES = {
+    "simclr": ("experiment=cifar10_simclr", *scaled(2048), "trainer.checkpoint_epochs=[400,800]"),
+    "moco": _own("sgd", 0.3, 1e-4),
+    "amdim": _own("adam_amdim", 2e-4, 1e-5, "constant", 300),
+    "yadim": _own("adam_amdim", 2e-4, 1e-5, "constant", 300),
+    "byol": _own("lars_clipped", 1.0, 1e-5),
+    "simsiam": _own("sgd", 0.5, 1e-5),
+    "barlow": _own("lars_clipped", 0.3, 1e-4),
+    "vicreg": _own("lars_clipped", 0.3, 1e-4),
 }
 
 
@@ -41,7 +74,7 @@ class Scale(NamedTuple):
     batch_sizes: tuple[str, ...]
     latent_dims: tuple[str, ...]
     decoders: tuple[str, tuple[str, ...]]  # key, values
-    contrastive: tuple[str, ...]  # overrides of SimCLR beside its method
+    recipes: dict[str, tuple[str, ...]]  # overrides of methods beside their names
     similar: str  # the dataset of Figure 5
 
 
@@ -50,12 +83,6 @@ WIDTHS = ("-4.884", "-4.713", "-3.111", "-0.754", "-0.541", "0.106", "0.693", "1
 GRID = ("0.001", "0.01", "0.1", "1")
 DEPTHS = ("decoder.layers", ("[1,1,1,1]", "[2,2,2,2]"))
 PROBES = "probe=[knn,linear_cached,few_label,similarity]"
-
-
-def scaled(batch_size: int) -> tuple[str, ...]:
-    """Learning rate and warm-up follow the batch size, of which this one changes nothing (Figure 4a)."""
-    return ("optimizer.scale_with_batch_size=true", f"optimizer.reference_batch={batch_size}")
-
 
 SCALES = {
     "paper": Scale(
@@ -70,7 +97,7 @@ SCALES = {
         ("128", "256", "512", "1024"),
         ("64", "128", "256", "512"),
         ("decoder", ("resnet18", "resnet34", "resnet50")),
-        ("experiment=cifar10_simclr", *scaled(2048), "trainer.checkpoint_epochs=[400,800]"),
+        RECIPES,
         "STL-10",
     ),
     "cpu": Scale(
@@ -85,7 +112,7 @@ SCALES = {
         ("128", "256", "512", "1024"),
         ("64", "128", "256", "512"),
         DEPTHS,
-        (),
+        {},
         "CIFAR-10",
     ),
     "smoke": Scale(
@@ -107,7 +134,7 @@ SCALES = {
         ("64", "128"),
         ("16", "32"),
         DEPTHS,
-        (),
+        {},
         "digits",
     ),
 }

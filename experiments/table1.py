@@ -25,12 +25,14 @@ class Table1(Artefact):
 
     def sweeps(self, scale: Scale) -> list[Sweep]:
         """All methods on all datasets, and the grid of β for the VAE."""
-        plain = tuple(m for m in methods() if m not in ("vae", CONTRASTIVE))
+        plain = tuple(m for m in methods() if m != "vae" and m not in scale.recipes)
         found = []
         for dataset in scale.datasets:
             found.append(Sweep(dataset, "method", plain))
             found.append(Sweep(dataset, "loss.beta", scale.vae_betas, ("method=vae",)))
-            found.append(Sweep(dataset, "method", (CONTRASTIVE,), own_recipe(scale, dataset)))
+            found += [
+                Sweep(dataset, "method", (m,), own_recipe(scale, dataset, m)) for m in methods() if m in scale.recipes
+            ]
             for last, fixed in CONTROLS.values():
                 key, _, value = last.partition("=")
                 found.append(Sweep(dataset, key, (value,), fixed))
@@ -81,7 +83,7 @@ class Table1(Artefact):
     def _groups(self, runs: Runs, dataset: str) -> dict[str, Group]:
         found = {}
         for method in methods():
-            fixed = own_recipe(runs.scale, dataset) if method == CONTRASTIVE else ()
+            fixed = own_recipe(runs.scale, dataset, method)
             extra = (f"loss.beta={self._chosen(runs, dataset)}",) if method == "vae" else ()
             found[method] = runs.of(dataset, *fixed, f"method={method}", *extra)
         return found
@@ -128,10 +130,11 @@ def methods() -> list[str]:
     return [*known, *(m for m in build.options("method") if m not in known)]
 
 
-def own_recipe(scale: Scale, dataset: str) -> tuple[str, ...]:
-    """What a contrastive method needs besides: at the paper's scale its own epochs, batch and optimizer."""
-    named = {"STL-10": ("dataset=stl10",)}.get(dataset, ()) if scale.contrastive else ()
-    return (*scale.contrastive, *named)
+def own_recipe(scale: Scale, dataset: str, method: str) -> tuple[str, ...]:
+    """What a method of others needs besides: at the paper's scale its own optimizer, schedule and epochs."""
+    recipe = scale.recipes.get(method, ())
+    named = ("dataset=stl10",) if dataset == "STL-10" and any(word.startswith("experiment=") for word in recipe) else ()
+    return (*recipe, *named)
 
 
 def floor_values(group: Group, probe: str) -> dict[str, float]:

@@ -12,7 +12,10 @@ CIVIDIS = (
     "#00224e", "#083370", "#35456c", "#4f576c", "#666970", "#7d7c78", "#948e77", "#aea371", "#c8b866", "#e5cf52",
     "#fee838",
 )  # fmt: skip
-METHODS = ("aavae", "vae", "aaae", "ae", "aaae_denoise", "aavae_mean", "simclr")
+METHODS = (
+    "aavae", "vae", "aaae", "ae", "aaae_denoise", "aavae_mean", "simclr", "byol", "dae", "moco", "amdim", "yadim",
+    "simsiam", "barlow", "vicreg",
+)  # fmt: skip
 
 
 def colour_of(name: str, n: int) -> str:
@@ -21,5 +24,6 @@ def colour_of(name: str, n: int) -> str:
 
 
 def marker_of(name: str, n: int) -> str:
-    """The marker that goes with its colour."""
-    return MARKERS[(METHODS.index(name) if name in METHODS else n) % len(MARKERS)]
+    """Its marker; where a colour comes again, another one goes with it."""
+    n = METHODS.index(name) if name in METHODS else n
+    return MARKERS[(n + n // len(COLOURS)) % len(MARKERS)]
