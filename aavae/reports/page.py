@@ -21,7 +21,7 @@ from aavae.runs.provenance import PROVENANCE
 PAGE = "sweep.html"
 TAIL = 20  # lines of a log
 LONGEST = 4000  # characters of them
-WIDEST = 900  # pixels of a picture
+WIDEST = 800  # pixels of a picture
 ROOM = 600_000  # bytes for all pictures, so that a page of a hundred runs stays below 6 MB
 PICTURES = ("reconstructions", "similarity", "embedding", "geometry")
 
@@ -162,7 +162,7 @@ def _configs(summary: Summary) -> dict:
 
 
 def _pictures(summary: Summary) -> tuple[list[tuple[str, list[tuple[str, str]]]], int]:
-    """Pictures of the first finished run of each row as data URLs, by the row's name; and how many rows had no room."""
+    """Pictures of the first finished run of each row as data URLs, by the row's name; and for how many there was no room."""
     found, room, left = [], ROOM, 0
     for row in (row for row in summary.rows if row.feature == "h"):
         job = next((job for job in row.jobs if job.state == "done"), None)
@@ -171,10 +171,10 @@ def _pictures(summary: Summary) -> tuple[list[tuple[str, list[tuple[str, str]]]]
             if len(data) <= room:
                 room -= len(data)
                 shown.append((name, data))
+            else:
+                left += 1
         if shown and job:
             found.append((f"{label(summary, row.values)}, seed {job.seed}", shown))
-        elif job and any(job.folder.glob("*.png")):
-            left += 1
     return found, left
 
 
@@ -189,7 +189,7 @@ def _small(folder: Path) -> Iterator[tuple[str, str]]:
                 image = opened.convert("RGB")
             image.thumbnail((WIDEST, 4 * WIDEST))
             buffer = io.BytesIO()
-            image.save(buffer, "WEBP", quality=70)
+            image.save(buffer, "WEBP", quality=60)
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"the picture {path} cannot be read ({error}); delete it, and evaluate again") from error
         yield path.stem, f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -184,7 +184,7 @@ def test_a_page_of_a_hundred_runs_is_below_six_megabytes(tmp_path):
             Image.fromarray(pixels[:, : 100 + n]).save(folder / "reconstructions.png")
     text = page(summarize(tmp_path))
     assert len(text.encode()) < 6e6
-    assert "more: see the pictures in the run folders" in text
+    assert "more pictures are in the run folders" in text
 
 
 def test_a_picture_that_is_damaged_gets_one_sentence(swept, capsys):
