@@ -162,7 +162,7 @@ def _configs(summary: Summary) -> dict:
 
 
 def _pictures(summary: Summary) -> tuple[list[tuple[str, list[tuple[str, str]]]], int]:
-    """Pictures of the first finished run of each row as data URLs, by the row's name; and for how many there was no room."""
+    """Pictures of the first finished run of each row as data URLs, by the row's name; and how many had no room."""
     found, room, left = [], ROOM, 0
     for row in (row for row in summary.rows if row.feature == "h"):
         job = next((job for job in row.jobs if job.state == "done"), None)
