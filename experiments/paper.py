@@ -25,6 +25,7 @@ NAMES = {
     "moco": "MoCo v2+",
     "amdim": "AMDIM, our ResNet",
     "yadim": "YADIM, our reading",
+    "cpc": "CPC v2, LayerNorm ResNet",
     "byol": "BYOL",
     "simsiam": "SimSiam",
     "barlow": "Barlow Twins",
@@ -49,6 +50,7 @@ RECIPES = {
     "simclr": ("experiment=cifar10_simclr", *scaled(2048), "trainer.checkpoint_epochs=[400,800]"),
     "moco": _own("sgd", 0.3, 1e-4),
     "amdim": _own("adam_amdim", 2e-4, 1e-5, "constant", 300),
+    "cpc": (*_own("adam_cpc", 4e-5, 1e-5, "constant", 1000), "encoder=patches50", "batch_size=64", *scaled(64)),
     "yadim": _own("adam_amdim", 2e-4, 1e-5, "constant", 300),
     "byol": _own("lars_clipped", 1.0, 1e-5),
     "simsiam": _own("sgd", 0.5, 1e-5),
@@ -112,7 +114,7 @@ SCALES = {
         ("128", "256", "512", "1024"),
         ("64", "128", "256", "512"),
         DEPTHS,
-        {},
+        {"cpc": ("encoder=patches_tiny",)},
         "CIFAR-10",
     ),
     "smoke": Scale(
@@ -134,7 +136,7 @@ SCALES = {
         ("64", "128"),
         ("16", "32"),
         DEPTHS,
-        {},
+        {"cpc": ("encoder=patches_tiny", "model.offsets=[1,2]")},
         "digits",
     ),
 }

@@ -269,6 +269,7 @@ BASES = (
     ("config", ["probe=[knn,online,linear]", "logger=[wandb,tensorboard]"]),
     ("config", ["loss=mse", "dataset=stl10"]),
     ("config", ["dataset=image_folder", "method=simclr"]),
+    ("config", ["dataset=digits", "method=cpc", "encoder=patches_tiny"]),
     ("evaluate", []),
 )
 

@@ -14,7 +14,7 @@ CIVIDIS = (
 )  # fmt: skip
 METHODS = (
     "aavae", "vae", "aaae", "ae", "aaae_denoise", "aavae_mean", "simclr", "byol", "dae", "moco", "amdim", "yadim",
-    "simsiam", "barlow", "vicreg",
+    "cpc", "simsiam", "barlow", "vicreg",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ NEEDS = {
     "encoder/timm": ["encoder.name=resnet10t"],
     "decoder/none": ["model=simclr"],
     "loss/none": ["model=simclr"],
+    "model/cpc": ["encoder=patches18"],
 }
 
 

@@ -317,7 +317,9 @@ def test_half_precision_does_not_reach_the_loss(method):
 # ---- Runs ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "simclr"])
+@pytest.mark.parametrize(
+    "method", [m if m == "moco" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m != "simclr"]
+)
 def test_a_stopped_run_ends_with_the_same_bits(train, method):
     small = (*settings(method), "probe=[]", "trainer.validate_every=0", "hydra.run.dir=run")
     assert train(*small).code == 0

@@ -99,7 +99,8 @@ def test_a_plan_has_the_steps_of_training():
 @pytest.mark.parametrize("method", build.options("method"))
 def test_a_job_of_any_method_is_possible(monkeypatch, method):
     monkeypatch.setattr(preflight, "_speed", lambda *_: 1.0)
-    (plan,) = plans((f"method={method}",))
+    needs = ("encoder=patches_tiny", "model.offsets=[1,2]") if method == "cpc" else ()
+    (plan,) = plans((f"method={method}", *needs))
     assert plan.error is None and plan.flops > 0 and plan.steps == 16
 
 

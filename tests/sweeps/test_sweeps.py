@@ -419,7 +419,7 @@ def test_help_is_help_for_a_sweep_too(sweep):
         (["data_dir='a, b','c'"], [["data_dir='a, b'"], ["data_dir='c'"]], ["data_dir='a, b'", "data_dir='c'"]),
         (["encoder=timm", "+encoder.kwargs.x=1,2"], [["encoder=timm", f"+encoder.kwargs.x={x}"] for x in (1, 2)], None),
         (["sweep=seeds", "seed=7,8"], [["seed=7", "sweep=seeds"], ["seed=8", "sweep=seeds"]], ["seed=7", "seed=8"]),
-        (["seed=range(0,2)", "method=glob(v*)"], [[f"seed={s}", "method=vae"] for s in (0, 1)], None),
+        (["seed=range(0,2)", "method=glob(va*)"], [[f"seed={s}", "method=vae"] for s in (0, 1)], None),
         (["epochs=3"], [["epochs=3"]], ["single"]),
     ],
 )  # fmt: skip

@@ -4,6 +4,8 @@ State-dict keys, initialisation and arithmetic are those of timm and torchvision
 every job of a sweep would pay.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,6 +13,10 @@ from aavae.errors import UserError
 
 BLOCKS = ("basic", "bottleneck")
 STEMS = ("cifar", "stl", "imagenet")
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "layer": lambda channels: nn.GroupNorm(1, channels),  # over channels and pixels
+}
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -23,19 +29,20 @@ class Block(nn.Module):
     The first 3×3 has the stride, and so has the 1×1 convolution on the skip, which is there where the shape changes.
     """
 
-    def __init__(self, in_channels: int, planes: int, stride: int, bottleneck: bool):
+    def __init__(self, in_channels: int, planes: int, stride: int, bottleneck: bool, norm: str = "batch"):
         super().__init__()
+        normalise = NORMS[norm]
         self.bottleneck, out_channels = bottleneck, planes * (4 if bottleneck else 1)
         if bottleneck:
-            self.conv1, self.bn1 = _conv(in_channels, planes, 1), nn.BatchNorm2d(planes)
-            self.conv2, self.bn2 = _conv(planes, planes, 3, stride), nn.BatchNorm2d(planes)
-            self.conv3, self.bn3 = _conv(planes, out_channels, 1), nn.BatchNorm2d(out_channels)
+            self.conv1, self.bn1 = _conv(in_channels, planes, 1), normalise(planes)
+            self.conv2, self.bn2 = _conv(planes, planes, 3, stride), normalise(planes)
+            self.conv3, self.bn3 = _conv(planes, out_channels, 1), normalise(out_channels)
         else:
-            self.conv1, self.bn1 = _conv(in_channels, planes, 3, stride), nn.BatchNorm2d(planes)
-            self.conv2, self.bn2 = _conv(planes, planes, 3), nn.BatchNorm2d(planes)
+            self.conv1, self.bn1 = _conv(in_channels, planes, 3, stride), normalise(planes)
+            self.conv2, self.bn2 = _conv(planes, planes, 3), normalise(planes)
         self.downsample = None
         if stride > 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(_conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+            self.downsample = nn.Sequential(_conv(in_channels, out_channels, 1, stride), normalise(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -53,16 +60,16 @@ class ResNet(nn.Module):
     layer3: nn.Sequential
     layer4: nn.Sequential
 
-    def __init__(self, bottleneck: bool, layers: list[int], channels: int, stem: str):
+    def __init__(self, bottleneck: bool, layers: list[int], channels: int, stem: str, norm: str = "batch"):
         super().__init__()
         self.conv1 = _conv(3, channels, 3) if stem == "cifar" else _conv(3, channels, 7, 2)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = NORMS[norm](channels)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()
         width = channels
         for i, depth in enumerate(layers):
             blocks, planes = [], channels * 2**i
             for j in range(depth):
-                blocks.append(Block(width, planes, 2 if i > 0 and j == 0 else 1, bottleneck))
+                blocks.append(Block(width, planes, 2 if i > 0 and j == 0 else 1, bottleneck, norm))
                 width = planes * (4 if bottleneck else 1)
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         self.output_dim = width
@@ -85,19 +92,21 @@ class ResNet(nn.Module):
         return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
-def resnet(block: str, layers: list[int], channels: int = 64, stem: str = "cifar") -> ResNet:
+def resnet(block: str, layers: list[int], channels: int = 64, stem: str = "cifar", norm: str = "batch") -> ResNet:
     """A ResNet without its classifier, `(B, 3, H, W)` → `(B, output_dim)`, average-pooled.
 
     `channels` is the width of stem and first stage: 64, 128 (w2), 256 (w4) or 16 (tiny); stages double it. Stems:
-    `cifar` (3×3, stride 1), `stl` (7×7, stride 2), `imagenet` (7×7, stride 2, max-pool). Raises UserError for an
-    unknown block or stem.
+    `cifar` (3×3, stride 1), `stl` (7×7, stride 2), `imagenet` (7×7, stride 2, max-pool). `norm` is batch or layer.
+    Raises UserError for an unknown block, stem or norm.
     """
     if block not in BLOCKS:
         raise UserError(f"encoder.block must be one of {', '.join(BLOCKS)}, not {block!r}")
     if stem not in STEMS:
         raise UserError(f"encoder.stem must be auto or one of {', '.join(STEMS)}, not {stem!r}")
+    if norm not in NORMS:
+        raise UserError(f"encoder.norm must be one of {', '.join(NORMS)}, not {norm!r}")
     if len(layers) != 4 or not all(isinstance(n, int) and n > 0 for n in (*layers, channels)):
         raise UserError(
             f"encoder.layers must be four positive depths, encoder.channels a positive width; not {layers}, {channels}"
         )
-    return ResNet(block == "bottleneck", layers, channels, stem)
+    return ResNet(block == "bottleneck", layers, channels, stem, norm)
