@@ -28,7 +28,7 @@ test: $(STAMP) ## run the tests, but for the slow ones
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 slow: $(STAMP) ## run the tests that start several runs, play the documents, or compare large networks
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m slow --durations=15
 
 bench: $(STAMP) ## measure speed here, in minutes; BENCH='augmentation --quick' measures less, BENCH=--help says what
 	@$(BIN)/python -m benchmarks $(BENCH)

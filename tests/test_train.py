@@ -76,7 +76,7 @@ def test_without_the_clean_pass_agreement_is_measured_at_validation_only(train):
     assert any("val/cos_sim" in row and "val/kl_augmentation" in row for row in metrics())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m if m == "aaae" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS])
 def test_every_method_runs_and_names_itself(train, method):
     ended = train(*DEBUG, f"method={method}", "trainer.max_steps=2", "probe=knn")
     assert ended.code == 0, ended.err

@@ -174,7 +174,9 @@ def test_table1_has_means_floors_and_the_printed_numbers(done):
     assert "k=20; 300 test images" in text and "python -m experiments.table1 scale=smoke seed=0,1,2" in text
 
 
-DRAWN = [*((name, "epochs") for name in NAMED), ("table1", "pflop"), ("figure4", "hours")]
+DRAWN = [("table1", "epochs"), ("figure5", "epochs")]
+OTHERS = [(name, "epochs") for name in NAMED if name not in ("table1", "figure5")]
+DRAWN += [pytest.param(*own, marks=pytest.mark.slow) for own in [*OTHERS, ("table1", "pflop"), ("figure4", "hours")]]
 
 
 @pytest.mark.parametrize(("name", "against"), DRAWN)

@@ -81,6 +81,7 @@ def test_its_accuracy_is_logged_judged_and_judged_again(train, evaluate):
     assert json.loads(Path("run/results.json").read_text()) == records
 
 
+@pytest.mark.slow
 def test_a_run_without_it_says_so(train, evaluate):
     assert train(*DEBUG, "probe=knn", "hydra.run.dir=run").code == 0
     ended = evaluate("run=run", "probe=[online]")

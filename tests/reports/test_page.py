@@ -173,6 +173,7 @@ def test_names_are_text(swept):
         json.loads(data)
 
 
+@pytest.mark.slow
 def test_a_page_of_a_hundred_runs_is_below_six_megabytes(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8)
     for n in range(100):
@@ -269,6 +270,7 @@ def test_it_sorts_filters_compares_and_asks_for_nothing(swept, chromium, capsys)
     assert tab.locator("body").inner_text().count(EVIL) == 2  # the reason, and the log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1280])
 def test_nothing_sticks_out(swept, chromium, width, capsys):
     report(swept)
@@ -277,6 +279,7 @@ def test_nothing_sticks_out(swept, chromium, width, capsys):
     assert tab.evaluate("document.documentElement.scrollWidth") <= width and said == []
 
 
+@pytest.mark.slow
 def test_without_scripts_there_is_the_table(swept, chromium, capsys):
     report(swept)
     tab, said, _ = opened(chromium, swept / PAGE, java_script_enabled=False)

@@ -79,7 +79,7 @@ TYPED = [
     ("probe=[1]", "probe has no option 1. It has embedding"),
     ("trainer=[0]", "trainer has no option 0. It has debug"),
     ("dataset=[{a:1}]", 'dataset has no option {"a": 1}. It has cifar10'),
-    ("encoder=[]", "encoder takes one option, not a list: encoder=resnet18"),
+    ("encoder=[]", "encoder takes one option, not a list: encoder=patches18"),
     ("seed=99999999999999999999999", "seed must be a whole number below 2^63"),
     ("hydra/launcher=[null]", "hydra/launcher takes one option, which hydra/launcher=[null] does not name"),
 ]
@@ -159,4 +159,4 @@ def test_a_line_is_completed_with_the_folder_it_names(train, tmp_path, monkeypat
     assert train("-sc", "query=bash").out.split() == ["encoder=mine"]
     monkeypatch.setenv("COMP_LINE", "aavae-train --config-dir nowhere encoder=tim")
     assert train("-sc", "query=bash").out.split() == ["encoder=timm"]
-    assert "mine resnet18" in train("--config-dir", "own dir", "--help").out
+    assert "mine patches18" in train("--config-dir", "own dir", "--help").out

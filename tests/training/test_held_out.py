@@ -67,6 +67,7 @@ def moved(one: dict, other: dict) -> set:
     return {key for key in one if one[key] != other[key]}
 
 
+@pytest.mark.slow
 def test_training_and_score_know_no_test_images_and_validation_moves_only_what_selects_on_it(run):
     as_it_is, test, val = run(), run("test"), run("val")
     for other in (test, val):
