@@ -78,11 +78,17 @@ class AMDIM(Pair):
         if not tasks or not all(len(task) == 2 and set(task) <= {*NAMES} for task in tasks):
             raise UserError(f"model.tasks must be pairs of {', '.join(NAMES)}, not {[list(t) for t in tasks]}")
         if not hasattr(encoder, "maps"):
-            raise UserError("amdim compares the maps of an encoder's stages, which only our ResNets give")
+            raise UserError(
+                "amdim compares the maps of an encoder's stages, which only our ResNets and encoder=amdim give"
+            )
+        if _has_vector(encoder) and output_dim != encoder.output_dim:
+            raise UserError(f"encoder=amdim compares its own vectors: say model.output_dim={encoder.output_dim}")
         self.output_dim, self.clip, self.together = output_dim, clip, together
         self.tasks = [tuple(task) for task in tasks]
         self.encoder = encoder
         self.heads = nn.ModuleDict({name: MapHead(width, output_dim) for name, width in _widths(encoder).items()})
+        if _has_vector(encoder):
+            self.heads["pool"] = nn.Flatten(2)
 
     def learn(self, views: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean of both directions, summed over tasks, and half of all regularisers; over all processes."""
@@ -104,8 +110,7 @@ class AMDIM(Pair):
         batches = [views.flatten(0, 1)] if self.together else list(views)
         found: dict[str, list[Tensor]] = {name: [] for name in NAMES}
         for batch in batches:
-            _, _, layer3, layer4 = self.encoder.maps(batch)  # type: ignore[operator]
-            for name, x in zip(NAMES, (F.adaptive_avg_pool2d(layer4, 1), layer4, layer3), strict=True):
+            for name, x in _named_maps(self.encoder, batch).items():
                 found[name].append(full(self.heads[name](x)))
         joined = {name: torch.cat(parts).unflatten(0, (len(views), -1)) for name, parts in found.items()}
         return {name: self.processes.gather(x, 1) for name, x in joined.items()}
@@ -117,7 +122,20 @@ class AMDIM(Pair):
         return maps.gather(2, cell[:, None, None].expand(-1, maps.shape[1], 1))[..., 0]
 
 
+def _has_vector(encoder: Any) -> bool:
+    return getattr(encoder, "has_vector", False)
+
+
+def _named_maps(encoder: Any, x: Tensor) -> dict[str, Tensor]:
+    """What is compared, by name; of AMDIM's own encoder its vector and its maps of 5² and 7²."""
+    maps = encoder.maps(x)
+    if not _has_vector(encoder):
+        maps.append(F.adaptive_avg_pool2d(maps[-1], 1))
+    return dict(zip(NAMES, reversed(maps[-3:]), strict=True))
+
+
 def _widths(encoder: Any) -> dict[str, int]:
     with torch.no_grad():
-        *_, layer3, layer4 = copy.deepcopy(encoder).to("meta").maps(torch.empty(2, 3, 64, 64, device="meta"))
-    return {"pool": layer4.shape[1], "layer4": layer4.shape[1], "layer3": layer3.shape[1]}
+        size = getattr(encoder, "image_size", 64)
+        maps = _named_maps(copy.deepcopy(encoder).to("meta"), torch.empty(2, 3, size, size, device="meta"))
+    return {name: x.shape[1] for name, x in maps.items()}

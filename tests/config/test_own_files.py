@@ -183,7 +183,7 @@ def test_evaluation_reads_files_as_closely(tmp_path):
 
 def test_options_of_one_s_own_are_listed_and_suggested(tmp_path):
     write(tmp_path, "encoder/my_net", "_target_: my.Net\n")
-    with pytest.raises(UserError, match=r"did you mean my_net\? It has my_net, patches18"):
+    with pytest.raises(UserError, match=r"did you mean my_net\? It has amdim, my_net, patches18"):
         build.compose(["encoder=mynet"], str(tmp_path))
 
 

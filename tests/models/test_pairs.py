@@ -285,7 +285,9 @@ def test_a_queue_that_the_batch_does_not_divide_is_refused(train):
         ("moco", "model.queue_size=0", "model.queue_size must be a whole number"),
         ("vicreg", "model.variance=both", "model.variance must be mean or sum"),
         ("amdim", "model.tasks=[[pool,layer5]]", "model.tasks must be pairs of pool, layer4, layer3"),
-        ("amdim", "encoder=timm encoder.name=resnet10t", "which only our ResNets give"),
+        ("amdim", "encoder=timm encoder.name=resnet10t", "which only our ResNets and encoder=amdim give"),
+        ("amdim", "encoder=amdim", "for images of 32 or 64 pixels, not 16"),
+        ("amdim", "encoder=amdim encoder.width=8 dataset.image_size=32", "say model.output_dim=1280"),
         ("byol", "model.hidden_dim=0", "model.hidden_dim must be a whole number"),
         ("simsiam", "augmentation=none", "all views of an image are equal"),
         ("barlow", "trainer.accumulate=2", "compares the images of a batch"),
@@ -506,6 +508,32 @@ def test_a_denoising_autoencoder_reconstructs_the_clean_image():
     assert (views[0] - x).std().item() > 0.2 and terms["loss"] > 0
     mean = trainer.dataset.mean
     assert trainer.augmentation.mean.flatten().tolist() == pytest.approx(list(mean))
+
+
+def test_amdim_s_own_encoder_has_the_published_size_and_cost():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from aavae.models.encoders.amdim import amdim_encoder
+
+    with torch.device("meta"):
+        model = AMDIM(amdim_encoder(32), output_dim=1280)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model._maps(torch.empty(2, 1, 3, 32, 32))
+        stl = amdim_encoder(64, 192, 1536, 8)
+    assert size(model) == pytest.approx(163.8e6, rel=1e-3)  # with its two heads
+    assert counter.get_total_flops() / 2 / 2 == pytest.approx(5.99e9, rel=5e-3)  # multiplications a view
+    assert [m.shape[-1] for m in stl.maps(torch.empty(2, 3, 64, 64, device="meta"))] == [7, 5, 1]
+
+
+def test_amdim_trains_its_own_encoder():
+    own = ["encoder=amdim", "encoder.width=8", "encoder.output_dim=32", "encoder.depth=2", "dataset.image_size=32"]
+    trainer = started("amdim", *own)
+    trainer.model.train()
+    for epoch in (0, 1):
+        terms = trainer.train_step(next(trainer.loader.epoch(epoch)), measure=True)
+    assert torch.isfinite(terms["loss"]) and trainer.model.heads["pool"](torch.ones(2, 32, 1, 1)).shape == (2, 32, 1)
+    net, x = trainer.model.encoder, torch.randn(2, 3, 32, 32)
+    assert net(x).shape == (2, 32) and [m.shape[1:] for m in net.maps(x)] == [(32, 7, 7), (32, 5, 5), (32, 1, 1)]
 
 
 def test_the_encoder_s_maps_are_what_it_pools():

@@ -79,7 +79,7 @@ TYPED = [
     ("probe=[1]", "probe has no option 1. It has embedding"),
     ("trainer=[0]", "trainer has no option 0. It has debug"),
     ("dataset=[{a:1}]", 'dataset has no option {"a": 1}. It has cifar10'),
-    ("encoder=[]", "encoder takes one option, not a list: encoder=patches18"),
+    ("encoder=[]", "encoder takes one option, not a list: encoder=amdim"),
     ("seed=99999999999999999999999", "seed must be a whole number below 2^63"),
     ("hydra/launcher=[null]", "hydra/launcher takes one option, which hydra/launcher=[null] does not name"),
 ]
