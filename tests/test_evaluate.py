@@ -59,6 +59,7 @@ def by_name(records):
     return {(r["probe"], r["feature"], r["split"], r["metric"]): r["value"] for r in records}
 
 
+@pytest.mark.slow
 def test_it_repeats_what_training_found(run, evaluate):
     before = results()
     (run / "results.json").unlink()

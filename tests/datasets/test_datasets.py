@@ -251,6 +251,7 @@ def test_cifar_from_a_zip_holds_pils_pixels_under_torchvisions_labels(cifar_from
             assert ours[read(io.BytesIO(archive.read(name))).numpy().tobytes()] == (names.index(label), part == "test")
 
 
+@pytest.mark.slow
 def test_cifar_from_an_unpacked_folder_is_the_same(cifar_from_zip, png_zip, tmp_path):
     with zipfile.ZipFile(png_zip) as archive:
         archive.extractall(tmp_path)

@@ -141,6 +141,7 @@ def _gradients(rank: int, port: int, answers) -> None:
         answers.put([p.grad.tolist() for p in model.parameters()])
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one():
     model, views = made()
     model.learn(views, views[0], None)[1]["loss"].backward()

@@ -333,6 +333,7 @@ def test_a_stopped_run_ends_with_the_same_bits(train, method):
     assert all(torch.equal(whole["model"][k], again["model"][k]) for k in whole["model"])
 
 
+@pytest.mark.slow
 def test_a_collapse_is_said_once(train, monkeypatch):
     """A learner of one vector for all images: SimSiam's bare minimum."""
     small = (*settings("simsiam"), "probe=[]", "trainer.log_every=1", "hydra.run.dir=run")

@@ -174,6 +174,7 @@ def _gradients(rank: int, port: int, answers) -> None:
         answers.put([p.grad.tolist() for p in model.parameters() if p.grad is not None])
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one():
     model, views = flat()
     model.learn(views, views[0], None)[1]["loss"].backward()

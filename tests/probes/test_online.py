@@ -67,6 +67,7 @@ def test_a_stopped_run_goes_on_to_the_same_classifier(train, monkeypatch):
     assert torch.equal(whole["head"]["weight"], resumed["head"]["weight"]) and resumed["steps"] == 6
 
 
+@pytest.mark.slow
 def test_its_accuracy_is_logged_judged_and_judged_again(train, evaluate):
     assert train(*DEBUG, "hydra.run.dir=run").code == 0
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]

@@ -29,6 +29,7 @@ def settled(load: float, **environment: str) -> tuple[str, str]:
     return said, found
 
 
+@pytest.mark.slow
 def test_a_busy_machine_gives_one_thread_and_says_so_and_waiting_is_short():
     said, found = settled(0.4)
     assert said.startswith("1 the machine is busy: about 0.4 of") and found == f"1 {threads.SPIN}"

@@ -167,6 +167,7 @@ MIDDLE = 8 * 5_000_000  # of last.pt: somewhere in a tensor
 PASSED = "last.pt cannot be read: it is truncated, damaged or not a checkpoint; previous.pt (step 8) is used instead"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_before_and_ends_as_if_nothing_had_happened(train, run, tmp_path):
     shutil.copytree(run, tmp_path / "clean")
     flip(run / "last.pt", MIDDLE)
