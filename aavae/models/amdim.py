@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from aavae.errors import UserError
 from aavae.models.output import full
 from aavae.models.pairs import Pair, unit
+from aavae.runtime.device import without_autocast
 
 REGULARISER = 0.05  # of both published implementations; the paper's text has 0.04
 NAMES = ("pool", "layer4", "layer3")  # the vector of an image, and the maps it is pooled from
@@ -95,7 +96,7 @@ class AMDIM(Pair):
         assert noise is not None  # the trainer draws noise_dim numbers an image
         maps = self._maps(views)
         cells = torch.special.ndtr(self.processes.gather(full(noise)))  # uniform
-        with self.in_full(views):
+        with without_autocast(views.device):
             found = [
                 info_nce(self._source(maps[source][v], cells[:, v]), maps[target][1 - v], self.clip)
                 for source, target in self.tasks

@@ -1,13 +1,12 @@
 """Barlow Twins (Zbontar et al. 2021): the correlations between the views' components become the identity."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from aavae.models.heads import mlp
 from aavae.models.output import full
 from aavae.models.pairs import Pair, unit
+from aavae.runtime.device import without_autocast
 
 
 def cross_correlation_loss(a: Tensor, b: Tensor, redundancy: float) -> Tensor:
@@ -42,12 +41,11 @@ class BarlowTwins(Pair):
         self.output_dim, self.together = output_dim, together
         self.redundancy, self.scale = redundancy, scale
         self.encoder = encoder
-        width: Any = encoder.output_dim
-        self.projection = mlp(width, hidden_dim, hidden_dim, output_dim, last_bias=True)
+        self.projection = mlp(encoder.output_dim, hidden_dim, hidden_dim, output_dim, last_bias=True)
 
     def learn(self, views: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Over the batch of all processes, in float32 whatever the networks compute in."""
-        z = self.of_each(nn.Sequential(self.encoder, self.projection), views)
+        z = self.project(views)
         a, b = self.processes.gather(z, 1)
-        with self.in_full(z):
+        with without_autocast(z.device):
             return unit(z), {"loss": self.scale * cross_correlation_loss(a, b, self.redundancy)}

@@ -1,15 +1,12 @@
 """BYOL (Grill et al. 2020): one view predicts what a momentum network makes of the other."""
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aavae.models.heads import mlp
 from aavae.models.output import full
 from aavae.models.pairs import Pair, unit
-from aavae.models.teacher import follow, momentum_at, teacher_of
+from aavae.models.teacher import Teacher
 
 
 def prediction_error(p: Tensor, z: Tensor) -> Tensor:
@@ -34,22 +31,18 @@ class BYOL(Pair):
     ):
         super().__init__()
         self.output_dim, self.together = output_dim, together
-        self.momentum, self.final_momentum = momentum, final_momentum
         self.encoder = encoder
-        width: Any = encoder.output_dim
-        self.projection = mlp(width, hidden_dim, output_dim, last_bias=True)
+        self.projection = mlp(encoder.output_dim, hidden_dim, output_dim, last_bias=True)
         self.predictor = mlp(output_dim, hidden_dim, output_dim, last_bias=True)
-        self.teacher = teacher_of(self.encoder, self.projection)
+        self.teacher = Teacher(encoder, self.projection, momentum=momentum, final_momentum=final_momentum)
 
     def learn(self, views: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Each view's prediction against the teacher's projection of the other view."""
-        z = self.of_each(nn.Sequential(self.encoder, self.projection), views)
+        z = self.project(views)
         p = self.of_each(self.predictor, z)
-        with torch.no_grad():
-            target = self.of_each(self.teacher, views)
+        target = self.of_each(self.teacher, views)
         return unit(z), {"loss": prediction_error(p[0], target[1]) + prediction_error(p[1], target[0])}
 
     def after_step(self, step: int) -> None:
         """The teacher follows."""
-        m = momentum_at(step, self.total_steps, self.momentum, self.final_momentum)
-        follow(self.teacher, (self.encoder, self.projection), m)
+        self.teacher.follow(self.encoder, self.projection, step=step, total_steps=self.total_steps)

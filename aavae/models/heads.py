@@ -1,6 +1,7 @@
 """Heads that only training needs: maps from h to the space of a loss."""
 
 from itertools import pairwise
+from typing import Any
 
 from torch import nn
 
@@ -8,7 +9,7 @@ from aavae.errors import UserError
 
 
 def mlp(
-    *sizes: int, bias: bool = True, last_bias: bool = False, norm: bool = True, last_norm: bool = False
+    *sizes: Any, bias: bool = True, last_bias: bool = False, norm: bool = True, last_norm: bool = False
 ) -> nn.Sequential:
     """Linear layers of `sizes` with BatchNorm (unless not `norm`) and ReLU between them.
 

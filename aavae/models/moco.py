@@ -1,7 +1,5 @@
 """MoCo v2+ (Chen et al. 2020): a view finds the other one's key among those of many earlier images."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,7 +8,8 @@ from aavae.errors import UserError
 from aavae.models.heads import mlp
 from aavae.models.output import full
 from aavae.models.pairs import Pair, unit
-from aavae.models.teacher import follow, momentum_at, teacher_of
+from aavae.models.teacher import Teacher
+from aavae.runtime.device import without_autocast
 
 
 def queue_loss(q: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -49,11 +48,9 @@ class MoCo(Pair):
         if not isinstance(queue_size, int) or queue_size < 1:
             raise UserError(f"model.queue_size must be a whole number of 1 or more, not {queue_size}")
         self.output_dim, self.together, self.temperature = output_dim, together, temperature
-        self.momentum, self.final_momentum = momentum, final_momentum
         self.encoder = encoder
-        width: Any = encoder.output_dim
-        self.projection = mlp(width, hidden_dim, output_dim, norm=False, last_bias=True)
-        self.teacher = teacher_of(self.encoder, self.projection)
+        self.projection = mlp(encoder.output_dim, hidden_dim, output_dim, norm=False, last_bias=True)
+        self.teacher = Teacher(encoder, self.projection, momentum=momentum, final_momentum=final_momentum)
         self.register_buffer("queue", F.normalize(torch.randn(2, queue_size, output_dim), dim=-1))
         self.register_buffer("place", torch.zeros((), dtype=torch.long))
         self._keys: Tensor | None = None  # of the last step, for the queue
@@ -68,10 +65,9 @@ class MoCo(Pair):
 
     def learn(self, views: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Each view's query against the teacher's key of the other view and that view's queue."""
-        q = unit(self.of_each(nn.Sequential(self.encoder, self.projection), views))
-        with torch.no_grad():
-            keys = unit(self.of_each(self.teacher, views))
-        with self.in_full(q):
+        q = unit(self.project(views))
+        keys = unit(self.of_each(self.teacher, views))
+        with without_autocast(q.device):
             losses = [queue_loss(q[i], keys[1 - i], self.queue[1 - i], self.temperature) for i in (0, 1)]
         if self.training:
             self._keys = keys.detach().clone()
@@ -80,8 +76,7 @@ class MoCo(Pair):
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """The teacher follows, and the keys of all processes take the place of the oldest."""
-        m = momentum_at(step, self.total_steps, self.momentum, self.final_momentum)
-        follow(self.teacher, (self.encoder, self.projection), m)
+        self.teacher.follow(self.encoder, self.projection, step=step, total_steps=self.total_steps)
         assert self._keys is not None  # a step has been learned
         keys, self._keys = self.processes.gather(self._keys, 1), None
         places = (self.place + torch.arange(keys.shape[1], device=keys.device)) % self.queue.shape[1]

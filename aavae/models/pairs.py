@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from aavae.models import Model
 from aavae.models.output import full
-from aavae.runtime.device import without_autocast
 
 
 class Pair(Model):
@@ -20,6 +19,7 @@ class Pair(Model):
 
     n_views = 2
     output_dim: int
+    projection: nn.Module
     together = True
 
     def about(self) -> str:
@@ -32,9 +32,9 @@ class Pair(Model):
             return full(network(views.flatten(0, 1)).unflatten(0, (len(views), -1)))
         return full(torch.stack([network(view) for view in views]))
 
-    def in_full(self, z: Tensor):
-        """A context in which products of such vectors are not rounded to half precision."""
-        return without_autocast(z.device)
+    def project(self, views: Tensor) -> Tensor:
+        """z of the views, `(2, B, D)`: what the projection makes of h."""
+        return self.of_each(nn.Sequential(self.encoder, self.projection), views)
 
     def measure(self, output: Tensor, x: Tensor, clean, std: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """How alike the two views are (`cos_sim`), and the standard deviation of the unit vectors' components times √D

@@ -1,7 +1,6 @@
 """SimCLR (Chen et al. 2020): two views of an image attract, views of different images repel."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +49,9 @@ class SimCLR(Pair):
             raise UserError(f"model.temperature must be positive, not {temperature}")
         self.temperature, self.output_dim, self.together = temperature, output_dim, together
         self.encoder = encoder
-        width: Any = encoder.output_dim
-        self.projection = mlp(width, width if hidden_dim is None else hidden_dim, output_dim)
+        self.projection = mlp(encoder.output_dim, encoder.output_dim if hidden_dim is None else hidden_dim, output_dim)
 
     def learn(self, views: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The unit vectors `(2, B, D)` of both views, and their loss over the batch of all processes."""
-        z = unit(self.of_each(nn.Sequential(self.encoder, self.projection), views))
+        z = unit(self.project(views))
         return z, {"loss": nt_xent(self.processes.gather(z, 1), self.temperature)}

@@ -1,7 +1,5 @@
 """SimSiam (Chen and He 2021): one view predicts the other, which gets no gradient."""
 
-from typing import Any
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,13 +27,14 @@ class SimSiam(Pair):
         super().__init__()
         self.output_dim, self.together = output_dim, together
         self.encoder = encoder
-        width: Any = encoder.output_dim
-        self.projection = mlp(width, hidden_dim, hidden_dim, output_dim, bias=False, last_bias=True, last_norm=True)
+        self.projection = mlp(
+            encoder.output_dim, hidden_dim, hidden_dim, output_dim, bias=False, last_bias=True, last_norm=True
+        )
         self.predictor = mlp(output_dim, predictor_dim, output_dim, bias=False, last_bias=True)
 
     def learn(self, views: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Half the sum over both directions."""
-        z = self.of_each(nn.Sequential(self.encoder, self.projection), views)
+        z = self.project(views)
         p = self.of_each(self.predictor, z)
         return unit(z), {"loss": (negative_cosine(p[0], z[1]) + negative_cosine(p[1], z[0])) / 2}
 

@@ -1,7 +1,5 @@
 """VICReg (Bardes et al. 2022): views agree, components vary and do not covary."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +8,7 @@ from aavae.errors import UserError
 from aavae.models.heads import mlp
 from aavae.models.output import full
 from aavae.models.pairs import Pair, unit
+from aavae.runtime.device import without_autocast
 
 VARIANCES = {"mean": 0.5, "sum": 1.0}  # over the two views: the official code's, and solo-learn's
 
@@ -56,14 +55,13 @@ class VICReg(Pair):
             "covariance": covariance_weight,
         }
         self.encoder = encoder
-        width: Any = encoder.output_dim
-        self.projection = mlp(width, hidden_dim, hidden_dim, output_dim, last_bias=True)
+        self.projection = mlp(encoder.output_dim, hidden_dim, hidden_dim, output_dim, last_bias=True)
 
     def learn(self, views: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Over the batch of all processes, in float32 whatever the networks compute in."""
-        z = self.of_each(nn.Sequential(self.encoder, self.projection), views)
+        z = self.project(views)
         a, b = self.processes.gather(z, 1)
-        with self.in_full(z):
+        with without_autocast(z.device):
             terms = vicreg_terms(a, b)
             loss = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         return unit(z), {"loss": loss} | {name: value.detach() for name, value in terms.items()}

@@ -24,7 +24,7 @@ from aavae.models.byol import BYOL, prediction_error
 from aavae.models.moco import MoCo, queue_loss
 from aavae.models.simclr import SimCLR
 from aavae.models.simsiam import SimSiam, negative_cosine
-from aavae.models.teacher import follow, momentum_at, teacher_of
+from aavae.models.teacher import Teacher
 from aavae.models.vicreg import VICReg, vicreg_terms
 from aavae.runtime.processes import Processes
 from aavae.weights import checkpoint
@@ -235,26 +235,25 @@ def test_the_teacher_is_the_student_at_first_and_follows(method):
     trainer.train_step(next(trainer.loader.epoch(0)))
     old = [p.detach().clone() for p in teacher]
     trainer.train_step(next(trainer.loader.epoch(1)))
-    m = momentum_at(2, trainer.total_steps, model.momentum, model.final_momentum)
+    m = model.teacher.momentum_at(2, trainer.total_steps)
     for before, after, learned in zip(old, teacher, student, strict=True):
         torch.testing.assert_close(after, m * before + (1 - m) * learned.detach(), atol=1e-6, rtol=1e-5)
 
 
 def test_the_momentum_rises_by_half_a_cosine():
-    assert momentum_at(0, 100, 0.99, 1.0) == 0.99 and momentum_at(100, 100, 0.99, 1.0) == 1.0
-    assert momentum_at(50, 100, 0.99, 1.0) == pytest.approx(0.995)
-    assert momentum_at(7, 0, 0.9, 1.0) == 1.0
+    teacher = Teacher(nn.Linear(1, 1), momentum=0.99, final_momentum=1.0)
+    assert teacher.momentum_at(0, 100) == 0.99 and teacher.momentum_at(100, 100) == 1.0
+    assert teacher.momentum_at(50, 100) == pytest.approx(0.995) and teacher.momentum_at(7, 0) == 1.0
 
 
 def test_buffers_of_a_teacher_are_its_own():
     student = nn.BatchNorm1d(3)
-    teacher = teacher_of(student)
+    teacher = Teacher(student, momentum=0.5, final_momentum=0.5)
     student.running_mean += 1
     student.weight.data += 1
-    follow(teacher, (student,), 0.5)
-    assert torch.equal(teacher[0].running_mean, torch.zeros(3)) and torch.equal(
-        teacher[0].weight, torch.full((3,), 1.5)
-    )
+    teacher.follow(student, step=1, total_steps=2)
+    assert torch.equal(teacher.network[0].running_mean, torch.zeros(3))
+    assert torch.equal(teacher.network[0].weight, torch.full((3,), 1.5))
 
 
 def test_the_queue_holds_the_newest_keys_of_both_views():
