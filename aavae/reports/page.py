@@ -10,7 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from aavae.errors import UserError
 from aavae.loggers.screen import PROBES, duration
 from aavae.reports.charts import charts, label
 from aavae.reports.jobs import JobReport, logged, one_line
@@ -34,7 +33,7 @@ def page(summary: Summary) -> str:
     own, plotly = _file("page.js"), _plotly()
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_file("page.html"))
     head, rows = as_cells(summary)
-    pictures, left = _pictures(summary)
+    pictures, left, unread = _pictures(summary)
     return template.render(
         policy=f"default-src 'none'; script-src {_hash(plotly)} {_hash(own)}; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'",
@@ -52,7 +51,7 @@ def page(summary: Summary) -> str:
         notes=notes_of(summary),
         charts=[(title, _json(chart)) for title, chart in charts(summary, lines).items()],
         undone=[(job, one_line(job.name), job.line, _tail(job.folder)) for job in summary.of(*UNDONE)],
-        problems=summary.problems,
+        problems=[*summary.problems, *unread],
         pictures=pictures,
         left=left,
         configs=_json(_configs(summary)),
@@ -161,13 +160,14 @@ def _configs(summary: Summary) -> dict:
     return {"base": base, "jobs": rest}
 
 
-def _pictures(summary: Summary) -> tuple[list[tuple[str, list[tuple[str, str]]]], int]:
-    """Pictures of the first finished run of each row as data URLs, by the row's name; and how many had no room."""
-    found, room, left = [], ROOM, 0
+def _pictures(summary: Summary) -> tuple[list[tuple[str, list[tuple[str, str]]]], int, list[str]]:
+    """Pictures of the first finished run of each row as data URLs, by the row's name; how many had no room; and which
+    cannot be read."""
+    found, room, left, unread = [], ROOM, 0, list[str]()
     for row in (row for row in summary.rows if row.feature == "h"):
         job = next((job for job in row.jobs if job.state == "done"), None)
         shown: list[tuple[str, str]] = []
-        for name, data in _small(job.folder) if job else ():
+        for name, data in _small(job.folder, unread) if job else ():
             if len(data) <= room:
                 room -= len(data)
                 shown.append((name, data))
@@ -175,10 +175,11 @@ def _pictures(summary: Summary) -> tuple[list[tuple[str, list[tuple[str, str]]]]
                 left += 1
         if shown and job:
             found.append((f"{label(summary, row.values)}, seed {job.seed}", shown))
-    return found, left
+    return found, left, unread
 
 
-def _small(folder: Path) -> Iterator[tuple[str, str]]:
+def _small(folder: Path, unread: list[str]) -> Iterator[tuple[str, str]]:
+    """Pictures of a run by name, as data URLs; `unread` gets a sentence for each that cannot be read."""
     from PIL import Image
 
     for path in sorted(folder.glob("*.png"), key=lambda p: (not p.stem.startswith(PICTURES[:2]), p.name)):
@@ -191,5 +192,6 @@ def _small(folder: Path) -> Iterator[tuple[str, str]]:
             buffer = io.BytesIO()
             image.save(buffer, "WEBP", quality=60)
         except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"the picture {path} cannot be read ({error}); delete it, and evaluate again") from error
+            unread.append(f"the picture {path} cannot be read ({one_line(str(error))}); evaluate again, or delete it")
+            continue
         yield path.stem, f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

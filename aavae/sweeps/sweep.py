@@ -67,6 +67,7 @@ class Multirun:
                 mark_told(error)
                 raise
             failed = self.sum_up()
+            self._tell_dashboards()
         return 1 if code or failed else 0
 
     def check(self) -> Path | None:
@@ -182,9 +183,7 @@ class Multirun:
         """Write and show what came of the sweep; whether a job failed."""
         from aavae.reports import report
 
-        failed = report(self.folder) != 0
-        self._tell_dashboards()
-        return failed
+        return report(self.folder) != 0
 
     def _tell_dashboards(self) -> None:
         """Hand the table and the charts to the loggers that show such, as a run of the sweep's group."""

@@ -26,7 +26,6 @@ from experiments.table1 import methods
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMED = ("table1", "figure2", "figure3", "figure4", "figure5", "lengths")
-REDUCED = {"probe": {"knn": {"_target_": "x"}}}
 
 
 def of(name: str) -> Artefact:
@@ -209,6 +208,16 @@ def test_what_is_missing_is_said(done, monkeypatch):
     assert "**Not complete: 5 of 6 runs are done.**" in Path("outputs/paper/smoke/figure3.md").read_text()
 
 
+def test_what_a_method_s_recipe_says_may_be_overridden():
+    asked = artefact.parse(["scale=paper", "epochs=10", "optimizer.lr=0.1", "batch_size=64"])
+    sweeps = of("table1").sweeps(asked.scale)
+    artefact.refuse_taken("table1", sweeps, asked)
+    runs = Runs(asked.scale, asked.overrides, Path("x"))
+    byol = next(s for s in sweeps if s.values == ("byol",))
+    words = runs.words("CIFAR-10", byol.fixed)
+    assert {"epochs=10", "optimizer.lr=0.1", "optimizer=lars_clipped"} <= set(words) and "epochs=1000" not in words
+
+
 # ---- What they refuse ---------------------------------------------------------------------------------------------
 
 
@@ -220,6 +229,7 @@ def test_what_is_missing_is_said(done, monkeypatch):
         ("table1", "--quick", "--quick is no setting"),
         ("figure3", "loss.beta=1", "figure3 chooses loss.beta itself"),
         ("figure4", "+batch_size=3", "figure4 chooses batch_size itself"),
+        ("table1", "loss.target=view", "table1 chooses loss.target itself"),
         ("lengths", "seed=a", "seed=a must be whole numbers"),
         ("figure3", "epoch=3", "epoch"),
     ],

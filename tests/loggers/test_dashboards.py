@@ -165,7 +165,7 @@ def test_a_sweep_s_summary_is_a_run_of_its_group(tmp_path, monkeypatch):
     a_sweep(folder, "latent_dim=8", "latent_dim=16")
     sweep = Multirun(Train(), ["experiment=digits", "latent_dim=8,16", "logger=[wandb,tensorboard]"], None)
     sweep.folder = folder
-    assert sweep.sum_up() is False
+    sweep._tell_dashboards()
     (run,) = wandb_reader.of_kind(folder, "run")
     assert (run.job_type, run.run_group, run.display_name) == ("report", "widths", "widths, report")
     logged = {key: value for line in wandb_reader.history(folder) for key, value in line.items()}
@@ -175,7 +175,7 @@ def test_a_sweep_s_summary_is_a_run_of_its_group(tmp_path, monkeypatch):
     again, first = Multirun(Train(), ["latent_dim=8,16", "logger=wandb"], None), run.run_id
     again.folder = folder
     shutil.rmtree(folder / "wandb")
-    again.sum_up()
+    again._tell_dashboards()
     assert wandb_reader.of_kind(folder, "run")[0].run_id == first  # not another one each time
     assert not (folder / "tensorboard").exists()
 
