@@ -62,11 +62,12 @@ RECIPES = {
 class Scale(NamedTuple):
     """How large everything is: the overrides common to all runs of a dataset, seeds, and the values that are swept.
 
-    `probe` is the one whose test accuracy is shown.
+    `probe` is the one whose test accuracy is shown, `recipes` are overrides of methods beside their names, and
+    `similar` is the dataset of Figure 5.
     """
 
     name: str
-    datasets: dict[str, tuple[str, ...]]  # name → overrides
+    datasets: dict[str, tuple[str, ...]]
     common: tuple[str, ...]
     seeds: tuple[int, ...]
     probe: str
@@ -76,67 +77,54 @@ class Scale(NamedTuple):
     batch_sizes: tuple[str, ...]
     latent_dims: tuple[str, ...]
     decoders: tuple[str, tuple[str, ...]]  # key, values
-    recipes: dict[str, tuple[str, ...]]  # overrides of methods beside their names
-    similar: str  # the dataset of Figure 5
+    recipes: dict[str, tuple[str, ...]]
+    similar: str
 
 
-# np.sort(default_rng(0).uniform(-5, 2, 8)): the paper draws them without a seed.
-WIDTHS = ("-4.884", "-4.713", "-3.111", "-0.754", "-0.541", "0.106", "0.693", "1.389")
-GRID = ("0.001", "0.01", "0.1", "1")
-DEPTHS = ("decoder.layers", ("[1,1,1,1]", "[2,2,2,2]"))
-PROBES = "probe=[knn,linear_cached,few_label,similarity]"
-
-SCALES = {
-    "paper": Scale(
-        "paper",
-        {"CIFAR-10": ("experiment=cifar10", *scaled(256)), "STL-10": ("experiment=stl10",)},
-        ("probe=[linear,knn,linear_cached,few_label,similarity]", "trainer.probe_every=400"),
-        (0, 1, 2),
-        "linear",
-        GRID,
-        ("0", "0.001", "0.01", "0.1", "1", "10"),
-        WIDTHS,
-        ("128", "256", "512", "1024"),
-        ("64", "128", "256", "512"),
-        ("decoder", ("resnet18", "resnet34", "resnet50")),
-        RECIPES,
-        "STL-10",
+PAPER = Scale(
+    name="paper",
+    datasets={"CIFAR-10": ("experiment=cifar10", *scaled(256)), "STL-10": ("experiment=stl10",)},
+    common=("probe=[linear,knn,linear_cached,few_label,similarity]", "trainer.probe_every=400"),
+    seeds=(0, 1, 2),
+    probe="linear",
+    vae_betas=("0.001", "0.01", "0.1", "1"),
+    betas=("0", "0.001", "0.01", "0.1", "1", "10"),
+    # np.sort(default_rng(0).uniform(-5, 2, 8)): the paper draws them without a seed.
+    log_scales=("-4.884", "-4.713", "-3.111", "-0.754", "-0.541", "0.106", "0.693", "1.389"),
+    batch_sizes=("128", "256", "512", "1024"),
+    latent_dims=("64", "128", "256", "512"),
+    decoders=("decoder", ("resnet18", "resnet34", "resnet50")),
+    recipes=RECIPES,
+    similar="STL-10",
+)
+CPU = PAPER._replace(
+    name="cpu",
+    datasets={"CIFAR-10": ("experiment=cifar10_cpu", *scaled(256))},
+    common=("probe=[knn,linear_cached,few_label,similarity]", "trainer.probe_every=2"),
+    probe="linear_cached",
+    decoders=("decoder.layers", ("[1,1,1,1]", "[2,2,2,2]")),
+    recipes={"cpc": ("encoder=patches_tiny",)},
+    similar="CIFAR-10",
+)
+SMOKE = CPU._replace(
+    name="smoke",
+    datasets={"digits": ("experiment=digits", "epochs=4", *scaled(128))},
+    common=(
+        "probe=[knn,similarity]",
+        "features=[h,pixels,h_untrained]",
+        "probe.similarity.features=[h]",
+        "probe.similarity.images=20",
+        "trainer.probe_every=2",
+        "trainer.validate_every=2",
     ),
-    "cpu": Scale(
-        "cpu",
-        {"CIFAR-10": ("experiment=cifar10_cpu", *scaled(256))},
-        (PROBES, "trainer.probe_every=2"),
-        (0, 1, 2),
-        "linear_cached",
-        GRID,
-        ("0", "0.001", "0.01", "0.1", "1", "10"),
-        WIDTHS,
-        ("128", "256", "512", "1024"),
-        ("64", "128", "256", "512"),
-        DEPTHS,
-        {"cpc": ("encoder=patches_tiny",)},
-        "CIFAR-10",
-    ),
-    "smoke": Scale(
-        "smoke",
-        {"digits": ("experiment=digits", "epochs=4", *scaled(128))},
-        (
-            "probe=[knn,similarity]",
-            "features=[h,pixels,h_untrained]",
-            "probe.similarity.features=[h]",
-            "probe.similarity.images=20",
-            "trainer.probe_every=2",
-            "trainer.validate_every=2",
-        ),
-        (0, 1),
-        "knn",
-        ("0.1", "1"),
-        ("0", "1"),
-        ("-3.111", "0.693"),
-        ("64", "128"),
-        ("16", "32"),
-        DEPTHS,
-        {"cpc": ("encoder=patches_tiny", "model.offsets=[1,2]")},
-        "digits",
-    ),
-}
+    seeds=(0, 1),
+    probe="knn",
+    vae_betas=("0.1", "1"),
+    betas=("0", "1"),
+    log_scales=("-3.111", "0.693"),
+    batch_sizes=("64", "128"),
+    latent_dims=("16", "32"),
+    recipes={"cpc": ("encoder=patches_tiny", "model.offsets=[1,2]")},
+    similar="digits",
+)
+SCALES = {scale.name: scale for scale in (PAPER, CPU, SMOKE)}

@@ -20,6 +20,7 @@ from aavae.convert import KINDS
 from aavae.datasets.folder import ImageNet
 from aavae.errors import UserError
 from aavae.sweeps.grid import Grid
+from aavae.training.flops import training_flop
 from experiments.artefact import SETTINGS, parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -348,6 +349,24 @@ def test_the_methods_are_as_described():
         assert z == ("drawn" if cfg.loss.get("sample") == "reparam" else "μ"), name
         assert minimised.startswith("−log p(x∣z)" if loss.variational else "squared error"), name
         assert beta == (f"{loss.beta:g}" if loss.variational else "–"), name
+
+
+@pytest.mark.slow
+def test_the_products_of_methods_are_counted():
+    """For a ResNet-50 at 32², relative to AAVAE."""
+
+    def products(*overrides: str) -> float:
+        cfg = build.compose(["dataset=cifar10", *overrides])
+        data = build.dataset(cfg)
+        with torch.device("meta"):
+            model = build.model(cfg, data)
+        return training_flop(model, data.image_size, cfg.trainer.clean_pass == "every_step")
+
+    base = products()
+    assert f"{base / 2e9:.2f} GMAC" in (ROOT / "docs/methods.md").read_text()
+    for name, row in table("methods", "two views").items():
+        own = products(f"method={name}", *(["encoder=patches50"] if name == "cpc" else []))
+        assert f"{own / base:.2f}" == row[4], name
 
 
 def test_every_probe_is_described():

@@ -20,7 +20,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from aavae.config import hints, sources
+from aavae.config import hints, sources, taken
 from aavae.config.schema import Schema, multiple
 from aavae.errors import UserError
 
@@ -78,25 +78,14 @@ def compose(overrides: Sequence[str] = (), config_dir: str | None = None, primar
         config: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(_one_line(error)) from error
-    for part in unused(config):
-        if asking := [o for o in parsed if _asks_for(o, part)]:
+    for part in taken.unused(config):
+        if asking := [o for o in parsed if taken.asks_for(o, part)]:
             line = _line(asking[0])
             raise UserError(f"{config['method']} has no {part} to choose; leave out {line}, or choose another method=")
     for key, wrong in schema.check(config):
         typed = any(o.key_or_group == key or key.startswith(f"{o.key_or_group}.") for o in values)
         raise UserError(wrong if typed else f"{_origin(key, base)}{wrong}")
     return cfg
-
-
-def unused(config: dict) -> list[str]:
-    """The groups, of those that a model may do without, that the chosen one says not to take."""
-    takes = (config.get("model") or {}).get("takes")
-    return [] if takes is None else [part for part in ("decoder", "loss") if part in config and part not in takes]
-
-
-def _asks_for(override: Override, part: str) -> bool:
-    chosen = override.key_or_group == part and override.value() not in ("none", None)
-    return chosen or override.key_or_group.startswith(f"{part}.")
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -333,18 +322,7 @@ def plain(cfg: DictConfig) -> dict:
         keys: list[Any] = [k for k in cfg if k != "hydra"]
         cfg = OmegaConf.masked_copy(cfg, keys)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    if "model" in config and config.get("method") in _of_autoencoders():
-        takes = config["model"].get("takes") or ()
-        if "loss" not in takes:  # a model chosen by itself, which the method's name would belie
-            config["method"] = str(config["model"].get("_target_")).rpartition(".")[2].lower()
-    return config | {part: {"_target_": None} for part in unused(config)}
-
-
-@lru_cache
-def _of_autoencoders() -> frozenset[str]:
-    """The shipped methods that choose a loss for the autoencoder, and no model."""
-    files = (sources.SHIPPED / "method").glob("*.yaml")
-    return frozenset(path.stem for path in files if "override /model" not in path.read_text())
+    return taken.settled(config)
 
 
 def to_yaml(config: dict) -> str:

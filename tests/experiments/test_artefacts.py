@@ -1,7 +1,6 @@
 """The paper's table and figures: which runs they need, what they make of them, and what they refuse."""
 
 import csv
-import importlib
 import json
 import re
 import shutil
@@ -19,23 +18,13 @@ from aavae import build
 from aavae.runs import status
 from aavae.runs.identity import identity
 from experiments import artefact
-from experiments.artefact import Artefact
+from experiments.costs import ARTEFACTS as NAMED
+from experiments.costs import artefact as of
 from experiments.paper import NAMES, PUBLISHED, QUOTED, SCALES
 from experiments.runs import Runs
 from experiments.table1 import methods
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMED = ("table1", "figure2", "figure3", "figure4", "figure5", "lengths")
-
-
-def of(name: str) -> Artefact:
-    module = importlib.import_module(f"experiments.{name}")
-    (found,) = (
-        kind()
-        for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, Artefact) and kind is not Artefact and kind.name == name
-    )
-    return found
 
 
 def settings(name: str, scale: str, dataset: str | None = None) -> list[tuple[str, tuple[str, ...]]]:

@@ -193,3 +193,13 @@ def test_curves_are_drawn_against_epochs_and_steps(tmp_path, monkeypatch):
     axes = {m.glob_name or m.name: m.step_metric for m in wandb_reader.of_kind(tmp_path, "metric")}
     assert axes["*"] == "step" and axes["val/*"] == axes["probe/*"] == axes["train_eval/*"] == "epoch"
     assert all({"step", "epoch"} <= set(line) for line in wandb_reader.history(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_sweep_with_a_dashboard_ends_with_its_report(train, quick_jobs):
+    """From the outside: what the test above asks for by name, a sweep does by itself."""
+    small = ("trainer=debug", "epochs=1", "probe=knn", "features=[h]", "latent_dim=4,8", "hydra.sweep.dir=two")
+    ended = train("-m", *small, "logger=wandb")
+    assert ended.code == 0, ended.err
+    (run,) = wandb_reader.of_kind("two", "run")
+    assert (run.job_type, run.run_group) == ("report", "two")
