@@ -65,7 +65,7 @@ def loss(cfg: DictConfig):
 def architecture(cfg: DictConfig, data=None) -> dict:
     """What `models.assemble` makes the model from: plain data, every `auto` answered."""
     data = data or dataset(cfg)
-    settings = plain(cfg.model)
+    settings = _ask(plain(cfg.model), data)
     settings.pop("takes", None)
     kind, takes = _model_class(cfg)
     encoder = _ask(plain(cfg.encoder), data)

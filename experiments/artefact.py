@@ -25,7 +25,7 @@ class Artefact:
     name: str
     title: str
 
-    def sweeps(self, scale: Scale) -> list[Sweep]:
+    def sweeps(self, runs: Runs) -> list[Sweep]:
         """The sweeps whose runs it shows."""
         raise NotImplementedError
 
@@ -65,7 +65,7 @@ def make(artefact: Artefact, argv: list[str]) -> int:
     """Train what is not trained yet, and write the artefact; 0, or 1 if a run failed."""
     asked = parse(argv)
     runs = Runs(asked.scale, asked.overrides, Path(f"multirun/paper_{asked.scale.name}").absolute())
-    sweeps = artefact.sweeps(asked.scale)
+    sweeps = artefact.sweeps(runs)
     refuse_taken(artefact.name, sweeps, asked)
     if asked.dry_run:
         return estimate(artefact.name, runs, sweeps)
@@ -80,8 +80,10 @@ def make(artefact: Artefact, argv: list[str]) -> int:
 def refuse_taken(name: str, sweeps: Iterable[Sweep], asked: Asked) -> None:
     """Raise UserError for an override of what the artefact compares; those of a method's recipe may be overridden."""
     typed = {o.partition("=")[0].lstrip("+") for o in asked.overrides}
-    recipes = {word for recipe in asked.scale.recipes.values() for word in recipe}
-    chosen = {word.partition("=")[0] for s in sweeps for word in (s.key, *s.fixed) if word not in recipes}
+    free = {word for recipe in asked.scale.recipes.values() for word in recipe}
+    chosen = {word.partition("=")[0] for s in sweeps for word in (s.key, *s.fixed) if word not in free}
+    if asked.scale.equal_work:
+        chosen -= {"epochs"}  # the user's are AAVAE's
     if taken := typed & chosen:
         raise UserError(f"{name} chooses {min(taken)} itself; leave it out")
 

@@ -30,7 +30,7 @@ def table(argv: list[str]) -> str:
 
     asked = parse(argv)
     runs = Runs(asked.scale, asked.overrides, NOWHERE.absolute())
-    jobs = {n: [j for _, own in runs.left(artefact(n).sweeps(asked.scale)) for j in own] for n in ARTEFACTS}
+    jobs = {n: [j for _, own in runs.left(artefact(n).sweeps(runs)) for j in own] for n in ARTEFACTS}
     plans, _, _ = preflight([[*job, "dry_run=true"] for own in jobs.values() for job in own], None, PRIMARY)
     if faults := [plan.error for plan in plans if plan.error]:
         raise UserError(f"{len(faults)} of {len(plans)} runs are impossible: {faults[0]}")

@@ -3,7 +3,6 @@
 from aavae.loggers.screen import PROBES
 from experiments import plots
 from experiments.artefact import Artefact, main
-from experiments.paper import Scale
 from experiments.runs import Group, Runs, Sweep
 from experiments.significance import differences
 from experiments.table1 import floor_rows, floor_values, percent
@@ -18,11 +17,11 @@ class Figure2(Artefact):
 
     name, title = "figure2", "Figure 2: density and accuracy"
 
-    def sweeps(self, scale: Scale) -> list[Sweep]:
+    def sweeps(self, runs: Runs) -> list[Sweep]:
         """Learned and fixed width, and the widths: as the paper says, and with the β of the authors' script."""
-        dataset = next(iter(scale.datasets))
-        widths = [Sweep(dataset, "loss.log_scale", scale.log_scales, fixed) for fixed in ((), WITH_BETA)]
-        return [Sweep(dataset, "loss.learn_scale", ("false", "true")), *widths]
+        dataset = next(iter(runs.scale.datasets))
+        widths = [Sweep(dataset, "loss.log_scale", runs.scale.log_scales, fixed) for fixed in ((), WITH_BETA)]
+        return [Sweep(dataset, "loss.learn_runs.scale", ("false", "true")), *widths]
 
     def draw(self, runs: Runs, against: str) -> Sheet:
         """(a) density of training and validation images and accuracy over epochs; (b) both at the end, by width."""

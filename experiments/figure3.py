@@ -3,7 +3,6 @@
 from aavae.loggers.screen import PROBES
 from experiments import plots
 from experiments.artefact import Artefact, main
-from experiments.paper import Scale
 from experiments.runs import Runs, Sweep
 from experiments.significance import differences
 from experiments.table1 import floor_rows, floor_values, percent
@@ -15,9 +14,9 @@ class Figure3(Artefact):
 
     name, title = "figure3", "Figure 3: accuracy by the weight of the KL term"
 
-    def sweeps(self, scale: Scale) -> list[Sweep]:
+    def sweeps(self, runs: Runs) -> list[Sweep]:
         """β on the first dataset."""
-        return [Sweep(next(iter(scale.datasets)), "loss.beta", scale.betas)]
+        return [Sweep(next(iter(runs.scale.datasets)), "loss.beta", runs.scale.betas)]
 
     def draw(self, runs: Runs, against: str) -> Sheet:
         """Accuracy at the end by β; against another measure, a curve for each β."""

@@ -3,7 +3,6 @@
 from aavae.loggers.screen import PROBES
 from experiments import plots
 from experiments.artefact import Artefact, main
-from experiments.paper import Scale
 from experiments.runs import Group, Runs, Sweep
 from experiments.significance import differences
 from experiments.table1 import CONTRASTIVE, floor_rows, floor_values, own_recipe, percent
@@ -15,14 +14,14 @@ class Figure4(Artefact):
 
     name, title = "figure4", "Figure 4: batch size, latent dimension, decoder, width"
 
-    def sweeps(self, scale: Scale) -> list[Sweep]:
+    def sweeps(self, runs: Runs) -> list[Sweep]:
         """A sweep a panel."""
-        return list(self._panels(scale).values())
+        return list(self._panels(runs).values())
 
-    def _panels(self, scale: Scale) -> dict[str, Sweep]:
-        dataset = next(iter(scale.datasets))
+    def _panels(self, runs: Runs) -> dict[str, Sweep]:
+        scale, dataset = runs.scale, next(iter(runs.scale.datasets))
         key, decoders = scale.decoders
-        contrastive = (*own_recipe(scale, dataset, CONTRASTIVE), f"method={CONTRASTIVE}")
+        contrastive = (*own_recipe(runs, dataset, CONTRASTIVE), f"method={CONTRASTIVE}")
         return {
             "(a) batch size": Sweep(dataset, "batch_size", scale.batch_sizes),
             "(b) latent dimension": Sweep(dataset, "latent_dim", scale.latent_dims),
@@ -34,7 +33,7 @@ class Figure4(Artefact):
     def draw(self, runs: Runs, against: str) -> Sheet:
         """Above, accuracy on the way; below, at the end."""
         dataset, probe = next(iter(runs.scale.datasets)), runs.scale.probe
-        sweeps = self._panels(runs.scale)
+        sweeps = self._panels(runs)
         figure, axes = plots.panels(len(sweeps), rows=2, height=2.0, sharey="row")
         rows, caption, shown = [], [], list[Group]()
         for i, (title, sweep) in enumerate(sweeps.items()):

@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments import plots
 from experiments.artefact import Artefact, main
-from experiments.paper import NAMES, Scale
+from experiments.paper import NAMES
 from experiments.runs import Runs, Sweep
 from experiments.writing import Sheet
 
@@ -25,9 +25,9 @@ class Figure5(Artefact):
 
     name, title = "figure5", "Figure 5: cosine similarity of views"
 
-    def sweeps(self, scale: Scale) -> list[Sweep]:
+    def sweeps(self, runs: Runs) -> list[Sweep]:
         """Both methods on the dataset of the figure."""
-        return [Sweep(scale.similar, "method", METHODS)]
+        return [Sweep(runs.scale.similar, "method", METHODS)]
 
     def draw(self, runs: Runs, against: str) -> Sheet:
         """The matrices and views of the first seed, one method below the other; mean cosines in the table."""

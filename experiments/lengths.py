@@ -3,7 +3,7 @@
 from aavae.loggers.screen import PROBES
 from experiments import plots
 from experiments.artefact import Artefact, main
-from experiments.paper import NAMES, Scale
+from experiments.paper import NAMES
 from experiments.runs import Runs, Sweep
 from experiments.significance import differences
 from experiments.table1 import floor_rows, floor_values
@@ -17,9 +17,9 @@ class Lengths(Artefact):
 
     name, title = "lengths", "Accuracy by the length of training"
 
-    def sweeps(self, scale: Scale) -> list[Sweep]:
+    def sweeps(self, runs: Runs) -> list[Sweep]:
         """Both methods."""
-        return [Sweep(next(iter(scale.datasets)), "method", METHODS)]
+        return [Sweep(next(iter(runs.scale.datasets)), "method", METHODS)]
 
     def draw(self, runs: Runs, against: str) -> Sheet:
         """A curve a method, and a row for each time it was judged."""

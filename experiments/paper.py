@@ -30,6 +30,8 @@ NAMES = {
     "simsiam": "SimSiam",
     "barlow": "Barlow Twins",
     "vicreg": "VICReg",
+    "mae": "MAE",
+    "spark": "SparK",
 }
 
 
@@ -56,14 +58,39 @@ RECIPES = {
     "simsiam": _own("sgd", 0.5, 1e-5),
     "barlow": _own("lars_clipped", 0.3, 1e-4),
     "vicreg": _own("lars_clipped", 0.3, 1e-4),
+    "mae": (*_own("adamw_mae", 2e-4, 0.05), "augmentation=resized_crops"),
+    "spark": (*_own("lamb_spark", 2e-4, 0.04, epochs=1600), "augmentation=resized_crops"),
 }
+# Heads for networks a quarter as wide as a ResNet-18: a quarter of the published widths; MAE's and SparK's are ours.
+SMALL = {
+    "moco": ("model.hidden_dim=512", "model.output_dim=64", "model.queue_size=1280"),
+    "amdim": ("model.output_dim=256",),
+    "yadim": ("model.output_dim=256",),
+    "cpc": ("encoder=patches_tiny", "model.hidden_dim=64"),
+    "byol": ("model.hidden_dim=1024", "model.output_dim=64"),
+    "simsiam": ("model.hidden_dim=512", "model.output_dim=512", "model.predictor_dim=128"),
+    "barlow": ("model.hidden_dim=512", "model.output_dim=512"),
+    "vicreg": ("model.hidden_dim=512", "model.output_dim=512"),
+    "mae": ("encoder=vit_tiny", "model.decoder_dim=64", "model.decoder_depth=2", "model.decoder_heads=4"),
+    "spark": ("model.decoder_dim=128",),
+}
+
+
+def _with(recipes: dict[str, tuple[str, ...]], **more: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Recipes, of which those in `more` have some words after their own."""
+    return recipes | {method: (*recipes.get(method, ()), *words) for method, words in more.items()}
+
+
+# On digits: their maps are smaller, and so are the patches.
+DIGITS_SIZES = _with(SMALL, cpc=("model.offsets=[1,2]",), mae=("encoder.patch_size=2",), spark=("model.patch_size=4",))
 
 
 class Scale(NamedTuple):
     """How large everything is: the overrides common to all runs of a dataset, seeds, and the values that are swept.
 
     `probe` is the one whose test accuracy is shown, `recipes` are overrides of methods beside their names, and
-    `similar` is the dataset of Figure 5.
+    `similar` is the dataset of Figure 5. `equal_work`: in Table 1 all methods compute what AAVAE computes in its
+    epochs; otherwise each has the epochs of its source.
     """
 
     name: str
@@ -79,6 +106,7 @@ class Scale(NamedTuple):
     decoders: tuple[str, tuple[str, ...]]  # key, values
     recipes: dict[str, tuple[str, ...]]
     similar: str
+    equal_work: bool
 
 
 PAPER = Scale(
@@ -96,6 +124,7 @@ PAPER = Scale(
     decoders=("decoder", ("resnet18", "resnet34", "resnet50")),
     recipes=RECIPES,
     similar="STL-10",
+    equal_work=False,
 )
 CPU = PAPER._replace(
     name="cpu",
@@ -103,8 +132,22 @@ CPU = PAPER._replace(
     common=("probe=[knn,linear_cached,few_label,similarity]", "trainer.probe_every=2"),
     probe="linear_cached",
     decoders=("decoder.layers", ("[1,1,1,1]", "[2,2,2,2]")),
-    recipes={"cpc": ("encoder=patches_tiny",)},
+    recipes=_with(
+        SMALL,
+        moco=("model.queue_size=8192",),
+        mae=("augmentation=resized_crops",),
+        spark=("augmentation=resized_crops",),
+    ),
     similar="CIFAR-10",
+    equal_work=True,
+)
+DIGITS = CPU._replace(
+    name="digits",
+    datasets={"digits": ("experiment=digits", *scaled(128))},
+    common=("probe=[knn,linear_cached,few_label,similarity]", "trainer.probe_every=10", "trainer.validate_every=10"),
+    vae_betas=("0.01", "0.1", "1"),
+    recipes=DIGITS_SIZES,
+    similar="digits",
 )
 SMOKE = CPU._replace(
     name="smoke",
@@ -124,7 +167,7 @@ SMOKE = CPU._replace(
     log_scales=("-3.111", "0.693"),
     batch_sizes=("64", "128"),
     latent_dims=("16", "32"),
-    recipes={"cpc": ("encoder=patches_tiny", "model.offsets=[1,2]")},
+    recipes=DIGITS_SIZES,
     similar="digits",
 )
-SCALES = {scale.name: scale for scale in (PAPER, CPU, SMOKE)}
+SCALES = {scale.name: scale for scale in (PAPER, CPU, DIGITS, SMOKE)}

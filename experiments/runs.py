@@ -106,9 +106,14 @@ class Runs:
         self.overrides = [o for o in overrides if o not in (*self.seeds, *self.how)]
 
     def words(self, dataset: str, fixed: Iterable[str]) -> list[str]:
-        """The overrides of a setting; of those with one key the last one counts: the user's."""
+        """The overrides of a setting; of those with one key the last one counts: the user's.
+
+        Where methods are compared at equal work, the user's `epochs` are AAVAE's, from which others follow.
+        """
         chosen: dict[str, str] = {}
-        for word in (*self.scale.datasets[dataset], *self.scale.common, *fixed, *self.overrides):
+        epochs = [o for o in self.overrides if self.scale.equal_work and o.startswith("epochs=")]
+        others = [o for o in self.overrides if o not in epochs]
+        for word in (*self.scale.datasets[dataset], *self.scale.common, *epochs, *fixed, *others):
             key = word.partition("=")[0].lstrip("+")
             chosen.pop(key, None)
             chosen[key] = word

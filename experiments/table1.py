@@ -1,13 +1,16 @@
 """Table 1: methods against each other, by linear evaluation, beside what the paper prints."""
 
+from collections.abc import Sequence
+
 from aavae import build
-from aavae.loggers.screen import PROBES
-from aavae.reports.means import Spread
+from aavae.loggers.screen import PROBES, in_order
+from aavae.reports.means import Spread, accuracies
 from experiments import plots
 from experiments.artefact import Artefact, main
-from experiments.paper import NAMES, PUBLISHED, QUOTED, Scale
+from experiments.paper import NAMES, PUBLISHED, QUOTED
 from experiments.runs import Group, Runs, Sweep
 from experiments.significance import differences
+from experiments.work import epochs_of_equal_work
 from experiments.writing import Sheet
 
 CONTRASTIVE = "simclr"
@@ -23,16 +26,18 @@ class Table1(Artefact):
 
     name, title = "table1", "Table 1: methods compared"
 
-    def sweeps(self, scale: Scale) -> list[Sweep]:
+    def sweeps(self, runs: Runs) -> list[Sweep]:
         """All methods on all datasets, and the grid of β for the VAE."""
-        plain = tuple(m for m in methods() if m != "vae" and m not in scale.recipes)
-        found = []
+        scale, found = runs.scale, []
         for dataset in scale.datasets:
-            found.append(Sweep(dataset, "method", plain))
-            found.append(Sweep(dataset, "loss.beta", scale.vae_betas, ("method=vae",)))
-            found += [
-                Sweep(dataset, "method", (m,), own_recipe(scale, dataset, m)) for m in methods() if m in scale.recipes
-            ]
+            alike: dict[tuple[str, ...], list[str]] = {}  # methods with the same recipe are one sweep
+            for method in methods():
+                recipe = own_recipe(runs, dataset, method)
+                if method == "vae":
+                    found.append(Sweep(dataset, "loss.beta", scale.vae_betas, (*recipe, "method=vae")))
+                else:
+                    alike.setdefault(recipe, []).append(method)
+            found += [Sweep(dataset, "method", tuple(several), recipe) for recipe, several in alike.items()]
             for last, fixed in CONTROLS.values():
                 key, _, value = last.partition("=")
                 found.append(Sweep(dataset, key, (value,), fixed))
@@ -41,58 +46,58 @@ class Table1(Artefact):
     def draw(self, runs: Runs, against: str) -> Sheet:
         """A row per method, and below those each β, floors, and what the paper quotes from elsewhere."""
         scale, datasets = runs.scale, list(runs.scale.datasets)
-        groups = {dataset: self._groups(runs, dataset) for dataset in datasets}
         chosen = {dataset: self._chosen(runs, dataset) for dataset in datasets}
+        by_method = {m: [self._group(runs, d, m, chosen[d]) for d in datasets] for m in methods()}
         papers = [d for d in PUBLISHED if d in datasets] or ["CIFAR-10"]
-        measured = f"{PROBES[scale.probe]}, measured"
-        head = ["method", *(f"{d}: {measured}" for d in datasets), *(f"{d}: printed in the paper" for d in papers)]
-        head += ["PFLOP", "device-hours"]
-        rows = [
-            [self._name(m, chosen), *(percent(groups[d][m].accuracy(scale.probe)) for d in datasets)]
-            + [_printed(PUBLISHED[p].get(m)) for p in papers]
-            + [_mean(groups[datasets[0]][m].number("flop"), 1e15), _mean(groups[datasets[0]][m].hours())]
-            for m in groups[datasets[0]]
-        ]
-        empty = [""] * (len(papers) + 2)
-        controls = {name: [runs.of(d, *fixed, last) for d in datasets] for name, (last, fixed) in CONTROLS.items()}
-        for name, several in controls.items():
-            rows.append([name, *(percent(g.accuracy(scale.probe)) for g in several), *empty])
-        shown = [g for d in datasets for g in groups[d].values()] + [g for own in controls.values() for g in own]
-        for beta in scale.vae_betas:
-            own = [runs.of(d, "method=vae", f"loss.beta={beta}") for d in datasets]
-            shown += own
-            rows.append([f"VAE, β = {beta}", *(percent(g.accuracy(scale.probe)) for g in own), *empty])
-        for feature, name in FLOORS.items():
-            floor = [groups[d]["aavae"].accuracy(scale.probe, feature) for d in datasets]
-            rows.append([name, *map(percent, floor), *empty])
-        for name, printed in QUOTED.items():
-            rows.append(
-                [f"{name}, quoted by the paper", *[""] * len(datasets)] + [_printed(printed.get(p)) for p in papers]
+        others = _other_probes(by_method, scale.probe)
+        head = ["method", *(f"{d}: {PROBES[scale.probe]}, measured" for d in datasets)]
+        head += [f"{d}: printed in the paper" for d in papers]
+        head += [*(f"{datasets[0]}: {PROBES.get(p, p)}, measured" for p in others), "PFLOP", "device-hours"]
+
+        def row(name: str, groups: Sequence[Group], printed: dict[str, float], feature: str = "h") -> list[str]:
+            own = [g.accuracy(scale.probe, feature) for g in groups] or [None] * len(datasets)
+            beside = [groups[0].accuracy(p, feature) if groups else None for p in others]
+            cost = (
+                [_mean(groups[0].number("flop"), 1e15), _mean(groups[0].hours())]
+                if groups and feature == "h"
+                else ["", ""]
             )
-            rows[-1] += ["", ""]
-        first = {name: several[0] for name, several in controls.items()}
+            shown = percent if groups else lambda spread: ""
+            return [name, *map(shown, own), *(_printed(printed.get(p)) for p in papers), *map(shown, beside), *cost]
+
+        rows = [
+            row(self._name(m, chosen), groups, {p: PUBLISHED[p][m] for p in papers if m in PUBLISHED[p]})
+            for m, groups in by_method.items()
+        ]
+        controls = {name: [runs.of(d, *fixed, last) for d in datasets] for name, (last, fixed) in CONTROLS.items()}
+        betas = {f"VAE, β = {b}": [self._group(runs, d, "vae", b) for d in datasets] for b in scale.vae_betas}
+        rows += [row(name, groups, {}) for name, groups in (controls | betas).items()]
+        rows += [row(name, by_method["aavae"], {}, feature) for feature, name in FLOORS.items()]
+        rows += [row(f"{name}, quoted by the paper", [], printed) for name, printed in QUOTED.items()]
+        first = {NAMES.get(m, m): groups[0] for m, groups in by_method.items()}
+        first |= {name: groups[0] for name, groups in controls.items()}
         caption = [
             f"β of the VAE was chosen by the mean score on validation images: {_betas(chosen)}.",
             "PFLOP and device-hours are of one run on the first dataset; device-hours include evaluation.",
-            f"{datasets[0]}. " + differences("AAVAE", _named(groups[datasets[0]]) | first, scale.probe),
+            f"{datasets[0]}. " + differences("AAVAE", first, scale.probe),
         ]
+        if scale.equal_work:
+            caption.insert(1, "Each method has as many epochs as compute what AAVAE computes in its own.")
         if datasets != list(PUBLISHED):
             caption.append("The printed numbers are of ResNet-50 after 3200 epochs, with other data than these runs'.")
-        return Sheet(head, rows, caption, self._figure(runs, groups[datasets[0]], against), shown)
+        every = [group for groups in (*by_method.values(), *controls.values(), *betas.values()) for group in groups]
+        figure = self._figure(runs, {m: groups[0] for m, groups in by_method.items()}, against)
+        return Sheet(head, rows, caption, figure, every)
 
-    def _groups(self, runs: Runs, dataset: str) -> dict[str, Group]:
-        found = {}
-        for method in methods():
-            fixed = own_recipe(runs.scale, dataset, method)
-            extra = (f"loss.beta={self._chosen(runs, dataset)}",) if method == "vae" else ()
-            found[method] = runs.of(dataset, *fixed, f"method={method}", *extra)
-        return found
+    def _group(self, runs: Runs, dataset: str, method: str, beta: str) -> Group:
+        extra = (f"loss.beta={beta}",) if method == "vae" else ()
+        return runs.of(dataset, *own_recipe(runs, dataset, method), f"method={method}", *extra)
 
     def _chosen(self, runs: Runs, dataset: str) -> str:
         """The β with the best score on validation images."""
 
         def score(beta: str) -> float:
-            found = runs.of(dataset, "method=vae", f"loss.beta={beta}").number("score")
+            found = self._group(runs, dataset, "vae", beta).number("score")
             return found.mean if found else float("-inf")
 
         return max(runs.scale.vae_betas, key=score)
@@ -130,11 +135,15 @@ def methods() -> list[str]:
     return [*known, *(m for m in build.options("method") if m not in known)]
 
 
-def own_recipe(scale: Scale, dataset: str, method: str) -> tuple[str, ...]:
-    """What a method of others needs besides: at the paper's scale its own optimizer, schedule and epochs."""
-    recipe = scale.recipes.get(method, ())
-    named = ("dataset=stl10",) if dataset == "STL-10" and any(word.startswith("experiment=") for word in recipe) else ()
-    return (*recipe, *named)
+def own_recipe(runs: Runs, dataset: str, method: str) -> tuple[str, ...]:
+    """What a method needs beside its name: at the paper's scale the optimizer, schedule and epochs of its source, at
+    others the epochs in which it computes as much as AAVAE."""
+    recipe = runs.scale.recipes.get(method, ())
+    if dataset == "STL-10" and any(word.startswith("experiment=") for word in recipe):
+        recipe = (*recipe, "dataset=stl10")
+    if not runs.scale.equal_work:
+        return recipe
+    return (*recipe, f"epochs={epochs_of_equal_work(runs, dataset, (*recipe, f'method={method}'))}")
 
 
 def floor_values(group: Group, probe: str) -> dict[str, float]:
@@ -152,8 +161,10 @@ def floor_rows(group: Group, probe: str, width: int) -> list[list[str]]:
     ]
 
 
-def _named(groups: dict[str, Group]) -> dict[str, Group]:
-    return {NAMES.get(m, m): group for m, group in groups.items()}
+def _other_probes(groups: dict[str, list[Group]], probe: str) -> list[str]:
+    """The probes, beside the one shown first, that have judged runs on the first dataset."""
+    jobs = [job for several in groups.values() for job in several[0].jobs]
+    return [name for name in in_order(accuracies(jobs, "h"), PROBES) if name != probe]
 
 
 def percent(spread: Spread | None) -> str:

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def settings(name: str, scale: str, dataset: str | None = None) -> list[tuple[str, tuple[str, ...]]]:
     """What an artefact trains: a dataset, and the overrides of each setting."""
-    sweeps = of(name).sweeps(SCALES[scale])
+    sweeps = of(name).sweeps(Runs(SCALES[scale], [], Path("none")))
     return [(s.dataset, (*s.fixed, f"{s.key}={v}")) for s in sweeps if dataset in (None, s.dataset) for v in s.values]
 
 
@@ -199,7 +199,7 @@ def test_what_is_missing_is_said(done, monkeypatch):
 
 def test_what_a_method_s_recipe_says_may_be_overridden():
     asked = artefact.parse(["scale=paper", "epochs=10", "optimizer.lr=0.1", "batch_size=64"])
-    sweeps = of("table1").sweeps(asked.scale)
+    sweeps = of("table1").sweeps(Runs(asked.scale, asked.overrides, Path("none")))
     artefact.refuse_taken("table1", sweeps, asked)
     runs = Runs(asked.scale, asked.overrides, Path("x"))
     byol = next(s for s in sweeps if s.values == ("byol",))
