@@ -65,8 +65,8 @@ def make(artefact: Artefact, argv: list[str]) -> int:
     """Train what is not trained yet, and write the artefact; 0, or 1 if a run failed."""
     asked = parse(argv)
     runs = Runs(asked.scale, asked.overrides, Path(f"multirun/paper_{asked.scale.name}").absolute())
+    refuse_taken(artefact.name, artefact.sweeps(Runs(asked.scale, [], runs.folder)), asked)
     sweeps = artefact.sweeps(runs)
-    refuse_taken(artefact.name, sweeps, asked)
     if asked.dry_run:
         return estimate(artefact.name, runs, sweeps)
     code = runs.train(sweeps)

@@ -21,7 +21,7 @@ class Figure2(Artefact):
         """Learned and fixed width, and the widths: as the paper says, and with the β of the authors' script."""
         dataset = next(iter(runs.scale.datasets))
         widths = [Sweep(dataset, "loss.log_scale", runs.scale.log_scales, fixed) for fixed in ((), WITH_BETA)]
-        return [Sweep(dataset, "loss.learn_runs.scale", ("false", "true")), *widths]
+        return [Sweep(dataset, "loss.learn_scale", ("false", "true")), *widths]
 
     def draw(self, runs: Runs, against: str) -> Sheet:
         """(a) density of training and validation images and accuracy over epochs; (b) both at the end, by width."""

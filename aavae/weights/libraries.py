@@ -5,10 +5,12 @@ import torchvision
 from torch import nn
 
 from aavae.errors import UserError
+from aavae.models.encoders import vit
 from aavae.weights.checkpoint import fit_state
 
 LIBRARIES = ("timm", "torchvision")
 OURS, ANY = "aavae.models.encoders.resnet.resnet", "aavae.models.encoders.timm_model.timm_model"
+VIT = "aavae.models.encoders.vit.vit"
 RESNETS = {
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
@@ -24,6 +26,8 @@ def twin(library: str, architecture: dict) -> tuple[nn.Module, str]:
     target = architecture["_target_"]
     if target == ANY and library == "timm":
         name, arguments = architecture["name"], architecture.get("kwargs") or {}
+    elif target == VIT and library == "timm":
+        name, arguments = vit.NAME, vit.timm_arguments(**{k: v for k, v in architecture.items() if k != "_target_"})
     elif target == OURS:
         name, arguments = _resnet(architecture, library), {}
     else:

@@ -213,7 +213,7 @@ def test_what_a_method_s_recipe_says_may_be_overridden():
 @pytest.mark.parametrize(
     ("name", "word", "said"),
     [
-        ("table1", "scale=huge", "scale must be paper or cpu or smoke"),
+        ("table1", "scale=huge", "scale must be paper or cpu or digits or smoke"),
         ("table1", "against=time", "against must be epochs or pflop or hours"),
         ("table1", "--quick", "--quick is no setting"),
         ("figure3", "loss.beta=1", "figure3 chooses loss.beta itself"),
