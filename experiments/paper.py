@@ -30,6 +30,9 @@ NAMES = {
     "simsiam": "SimSiam",
     "barlow": "Barlow Twins",
     "vicreg": "VICReg",
+    "lejepa": "LeJEPA",
+    "dino": "DINO",
+    "swav": "SwAV",
     "mae": "MAE",
     "spark": "SparK",
 }
@@ -58,6 +61,9 @@ RECIPES = {
     "simsiam": _own("sgd", 0.5, 1e-5),
     "barlow": _own("lars_clipped", 0.3, 1e-4),
     "vicreg": _own("lars_clipped", 0.3, 1e-4),
+    "lejepa": _own("lars_clipped", 0.3, 1e-4, epochs=300),
+    "dino": _own("lars_clipped", 0.3, 1e-6),
+    "swav": _own("lars_clipped", 0.6, 1e-6),
     "mae": (*_own("adamw_mae", 2e-4, 0.05), "augmentation=resized_crops"),
     "spark": (*_own("lamb_spark", 2e-4, 0.04, epochs=1600), "augmentation=resized_crops"),
 }
@@ -71,6 +77,9 @@ SMALL = {
     "simsiam": ("model.hidden_dim=512", "model.output_dim=512", "model.predictor_dim=128"),
     "barlow": ("model.hidden_dim=512", "model.output_dim=512"),
     "vicreg": ("model.hidden_dim=512", "model.output_dim=512"),
+    "lejepa": ("model.hidden_dim=512", "model.output_dim=32"),
+    "dino": ("model.hidden_dim=512", "model.output_dim=64", "model.prototypes=1024"),
+    "swav": ("model.hidden_dim=512", "model.output_dim=32", "model.prototypes=750", "model.queue_size=1280"),
     "mae": ("encoder=vit_tiny", "model.decoder_dim=64", "model.decoder_depth=2", "model.decoder_heads=4"),
     "spark": ("model.decoder_dim=128",),
 }
@@ -135,6 +144,7 @@ CPU = PAPER._replace(
     recipes=_with(
         SMALL,
         moco=("model.queue_size=8192",),
+        swav=("model.queue_size=3840",),
         mae=("augmentation=resized_crops",),
         spark=("augmentation=resized_crops",),
     ),

@@ -9,6 +9,7 @@ from aavae.augmentations.colors import color_jitter, grayscale
 from aavae.augmentations.crops import padded_crop
 from aavae.augmentations.operations import horizontal_flip
 from aavae.augmentations.pipeline import Pipeline, coin, probability, uniform
+from aavae.augmentations.simclr import SimCLRViews
 from aavae.errors import UserError
 from aavae.runtime.device import send
 
@@ -64,3 +65,12 @@ class AMDIMViews(Pipeline):
         images = color_jitter(images, draws["factors"], draws["order"], draws["jitter"])
         gray = send(draws["gray"], images.device).view(-1, 1, 1, 1)
         return torch.where(gray, grayscale(images), images)
+
+
+class AMDIMCrops(SimCLRViews):
+    """AMDIM's views of larger images: resized crops in place of shifts, and a flip that all views of an image share."""
+
+    def draws(self, n: int, size: int, generators: Sequence[torch.Generator]) -> list[dict[str, Tensor]]:
+        """The parameters of several views, which share the flip of the first."""
+        first, *others = super().draws(n, size, generators)
+        return [first, *(other | {"flip": first["flip"]} for other in others)]

@@ -9,9 +9,14 @@ from aavae.errors import UserError
 
 
 def mlp(
-    *sizes: Any, bias: bool = True, last_bias: bool = False, norm: bool = True, last_norm: bool = False
+    *sizes: Any,
+    bias: bool = True,
+    last_bias: bool = False,
+    norm: bool = True,
+    last_norm: bool = False,
+    gelu: bool = False,
 ) -> nn.Sequential:
-    """Linear layers of `sizes` with BatchNorm (unless not `norm`) and ReLU between them.
+    """Linear layers of `sizes` with BatchNorm (unless not `norm`) and ReLU, or `gelu`, between them.
 
     `bias` is of all but the last layer; `last_norm` adds a BatchNorm without weights of its own at the end. Raises
     UserError for a size that is no whole number above 0.
@@ -25,7 +30,8 @@ def mlp(
         last = number == len(sizes)
         layers.append(nn.Linear(before, after, bias=last_bias if last else bias))
         if not last:
-            layers += [nn.BatchNorm1d(after), nn.ReLU(inplace=True)] if norm else [nn.ReLU(inplace=True)]
+            layers += [nn.BatchNorm1d(after)] if norm else []
+            layers.append(nn.GELU() if gelu else nn.ReLU(inplace=True))
         elif last_norm:
             layers.append(nn.BatchNorm1d(after, affine=False))
     return nn.Sequential(*layers)

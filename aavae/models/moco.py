@@ -8,6 +8,7 @@ from aavae.errors import UserError
 from aavae.models.heads import mlp
 from aavae.models.output import full
 from aavae.models.pairs import Pair, unit
+from aavae.models.prototypes import Queue
 from aavae.models.teacher import Teacher
 from aavae.runtime.device import without_autocast
 
@@ -24,12 +25,10 @@ class MoCo(Pair):
     """Encoder and projection, a teacher that makes keys, and a queue of keys for each view.
 
     The loss is the mean over both directions, log(1 + `queue_size`) where nothing is known. Raises UserError for a
-    queue that the batch does not divide.
+    queue that the batch does not divide, and for a temperature that is not positive.
     """
 
     per_image = False  # the keys of a whole batch enter the queue
-    queue: Tensor
-    place: Tensor
 
     def __init__(
         self,
@@ -45,30 +44,24 @@ class MoCo(Pair):
         super().__init__()
         if not temperature > 0:
             raise UserError(f"model.temperature must be positive, not {temperature}")
-        if not isinstance(queue_size, int) or queue_size < 1:
-            raise UserError(f"model.queue_size must be a whole number of 1 or more, not {queue_size}")
         self.output_dim, self.together, self.temperature = output_dim, together, temperature
         self.encoder = encoder
         self.projection = mlp(encoder.output_dim, hidden_dim, output_dim, norm=False, last_bias=True)
         self.teacher = Teacher(encoder, self.projection, momentum=momentum, final_momentum=final_momentum)
-        self.register_buffer("queue", F.normalize(torch.randn(2, queue_size, output_dim), dim=-1))
-        self.register_buffer("place", torch.zeros((), dtype=torch.long))
+        self.queue = Queue(2, queue_size, output_dim)
         self._keys: Tensor | None = None  # of the last step, for the queue
 
     def begin(self, total_steps: int, batch_size: int) -> None:
         """Raises UserError where the batch does not divide the queue."""
         super().begin(total_steps, batch_size)
-        if self.queue.shape[1] % batch_size:
-            raise UserError(
-                f"model.queue_size={self.queue.shape[1]} is no multiple of batch_size={batch_size}, by which it moves"
-            )
+        self.queue.check(batch_size)
 
     def learn(self, views: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Each view's query against the teacher's key of the other view and that view's queue."""
         q = unit(self.project(views))
         keys = unit(self.of_each(self.teacher, views))
         with without_autocast(q.device):
-            losses = [queue_loss(q[i], keys[1 - i], self.queue[1 - i], self.temperature) for i in (0, 1)]
+            losses = [queue_loss(q[i], keys[1 - i], self.queue.vectors[1 - i], self.temperature) for i in (0, 1)]
         if self.training:
             self._keys = keys.detach().clone()
         return q, {"loss": (losses[0] + losses[1]) / 2}
@@ -78,7 +71,5 @@ class MoCo(Pair):
         """The teacher follows, and the keys of all processes take the place of the oldest."""
         self.teacher.follow(self.encoder, self.projection, step=step, total_steps=self.total_steps)
         assert self._keys is not None  # a step has been learned
-        keys, self._keys = self.processes.gather(self._keys, 1), None
-        places = (self.place + torch.arange(keys.shape[1], device=keys.device)) % self.queue.shape[1]
-        self.queue[:, places] = keys.to(self.queue)
-        self.place.copy_((self.place + keys.shape[1]) % self.queue.shape[1])
+        self.queue.push(self.processes.gather(self._keys, 1))
+        self._keys = None

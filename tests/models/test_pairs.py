@@ -14,22 +14,26 @@ from torchvision.transforms import functional as tvf
 
 from aavae import build
 from aavae.augmentations import solarize
-from aavae.augmentations.amdim import AMDIMViews
+from aavae.augmentations.amdim import AMDIMCrops, AMDIMViews
 from aavae.augmentations.corruption import Corruption
 from aavae.augmentations.simclr import SimCLRViews
 from aavae.errors import UserError
 from aavae.models.amdim import AMDIM, MapHead, info_nce
 from aavae.models.barlow import BarlowTwins, cross_correlation_loss
 from aavae.models.byol import BYOL, prediction_error
+from aavae.models.dino import DINO
+from aavae.models.dino import cross_entropy as dino_loss
+from aavae.models.lejepa import LeJEPA, sigreg
 from aavae.models.moco import MoCo, queue_loss
 from aavae.models.simclr import SimCLR
 from aavae.models.simsiam import SimSiam, negative_cosine
+from aavae.models.swav import SwAV, assignments, swapped_loss
 from aavae.models.teacher import Teacher
 from aavae.models.vicreg import VICReg, vicreg_terms
 from aavae.runtime.processes import Processes
 from aavae.weights import checkpoint
 
-METHODS = ("simclr", "byol", "simsiam", "barlow", "vicreg", "moco", "amdim", "yadim")
+METHODS = ("simclr", "byol", "simsiam", "barlow", "vicreg", "moco", "amdim", "yadim", "lejepa", "dino", "swav")
 SMALL = {
     "byol": ["model.hidden_dim=32", "model.output_dim=16"],
     "simsiam": ["model.hidden_dim=32", "model.output_dim=32", "model.predictor_dim=8"],
@@ -38,6 +42,9 @@ SMALL = {
     "moco": ["model.hidden_dim=32", "model.output_dim=16", "model.queue_size=64"],
     "amdim": ["model.output_dim=32"],
     "yadim": ["model.output_dim=32"],
+    "lejepa": ["model.hidden_dim=32", "model.output_dim=16"],
+    "dino": ["model.hidden_dim=32", "model.output_dim=16", "model.prototypes=24", "model.frozen=0"],
+    "swav": ["model.hidden_dim=32", "model.output_dim=16", "model.prototypes=24", "model.queue_size=64"],
 }
 
 
@@ -62,11 +69,23 @@ MAPS = torch.tensor(
     ],
     dtype=torch.float64,
 )
+TEACHERS = torch.stack([grid(lambda i, j: 0.5 * math.cos(i + 0.5 * j)), grid(lambda i, j: 0.5 * math.sin(0.8 * i + j))])
+CENTRE = 0.1 * torch.arange(8, dtype=torch.float64).cos()
+PROTOTYPES = F.normalize(grid(lambda k, j: math.cos(0.2 + 1.7 * k + 0.9 * j), 4), dim=-1)
+
+
+def swav(a: Tensor, b: Tensor) -> Tensor:
+    scores = torch.stack([F.normalize(z, dim=-1) @ PROTOTYPES[:, : z.shape[1]].T for z in (a, b)])
+    return swapped_loss(scores, torch.stack([assignments(view) for view in scores]), 0.1)
+
+
 LOSSES = {
     "simsiam": (lambda a, b: negative_cosine(a, b), -0.0734944689),
     "byol": (lambda a, b: prediction_error(a, b), 1.8530110622),
     "barlow": (lambda a, b: cross_correlation_loss(a, b, 0.005), 10.2038410742),
     "moco": (lambda a, b: queue_loss(F.normalize(a, dim=-1), F.normalize(b, dim=-1), QUEUE, 0.2), 1.6625717103),
+    "swav": (swav, 6.0793684693),
+    "lejepa, regulariser": (lambda a, b: sigreg(a[None], torch.eye(a.shape[1], dtype=a.dtype)), 0.3682502096),
     "amdim, 20": (lambda a, b: info_nce(3 * a, MAPS, 20.0)[0], 3.7353670663),
     "amdim, 10": (lambda a, b: info_nce(3 * a, MAPS, 10.0)[0], 3.5681491259),
     "amdim, 4": (lambda a, b: info_nce(3 * a, MAPS, 4.0)[0], 3.1460659691),
@@ -106,11 +125,59 @@ def test_losses_are_those_of_lightly_and_pytorch_metric_learning():
     assert ours.item() == pytest.approx(OtherVICReg()(a, ref_emb=b).item(), abs=1e-9)
 
 
+def test_dino_s_loss_has_the_worked_value():
+    students = torch.stack([A, B])
+    assert dino_loss(students, TEACHERS, CENTRE, 0.1, 0.04).item() == pytest.approx(8.2716799535, abs=1e-9)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    shuffled = dino_loss(students[:, order], TEACHERS[:, order], CENTRE, 0.1, 0.04)
+    assert shuffled.item() == pytest.approx(8.2716799535, abs=1e-9)
+    given = students[:, :3].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: dino_loss(s, TEACHERS[:, :3], CENTRE, 0.1, 0.04), (given,))
+
+
+def test_losses_with_prototypes_and_directions_are_lightly_s():
+    from lightly.loss import DINOLoss, LeJEPALoss, SwaVLoss
+
+    generator = torch.Generator().manual_seed(0)
+    students, teachers = torch.randn(2, 2, 20, 12, generator=generator, dtype=torch.float64)
+    theirs = DINOLoss(output_dim=12, teacher_temp=0.04).double()
+    value = theirs(list(teachers), list(students), teacher_temp=0.04)
+    assert dino_loss(students, teachers, torch.zeros(12), 0.1, 0.04).item() == pytest.approx(value.item(), abs=1e-8)
+    torch.testing.assert_close(0.1 * teachers.mean((0, 1)), theirs.center.flatten().double(), atol=1e-9, rtol=0)
+    scores = torch.rand(2, 20, 12, generator=generator, dtype=torch.float64) * 2 - 1
+    queued = torch.rand(2, 40, 12, generator=generator, dtype=torch.float64) * 2 - 1
+    ours = swapped_loss(scores, torch.stack([assignments(view) for view in scores]), 0.1)
+    assert ours.item() == pytest.approx(SwaVLoss()(list(scores), []).item(), abs=1e-9)
+    codes = torch.stack([assignments(torch.cat([s, q]))[:20] for s, q in zip(scores, queued, strict=True)])
+    assert swapped_loss(scores, codes, 0.1).item() == pytest.approx(
+        SwaVLoss()(list(scores), [], list(queued)).item(), abs=1e-9
+    )
+    without = [
+        assignments(torch.cat([s, q]), torch.cat([torch.ones(20), torch.zeros(40)]))
+        for s, q in zip(scores, queued, strict=True)
+    ]
+    assert torch.allclose(torch.stack(without)[:, :20], torch.stack([assignments(s) for s in scores]), atol=1e-12)
+    theirs = LeJEPALoss()
+    z, directions = (
+        torch.stack([A, B]),
+        F.normalize(torch.randn(1024, 8, generator=generator, dtype=torch.float64), dim=-1),
+    )
+    theirs.sigreg._generate_unit_vectors = lambda *_: directions.T
+    value = theirs(local_proj=z[:1], global_proj=z)  # three views, of which one counts twice
+    every = torch.cat([z, z[:1]])
+    known = 0.05 * sigreg(every, directions) + 0.95 * (every - z.mean(0)).square().mean()
+    assert value.item() == pytest.approx(known.item(), abs=1e-7)  # its knots are float32
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_are_those_of_finite_differences(name):
     a, b = A[:4, :5].clone().requires_grad_(), B[:4, :5].clone()
     if name == "moco":
         assert torch.autograd.gradcheck(lambda a: queue_loss(a, b, QUEUE[:, :5], 0.2), (a,))
+    elif name == "swav":  # whose assignments have no gradient
+        codes = torch.stack([assignments(view @ PROTOTYPES[:, :5].T) for view in (a, b)]).detach()
+        scores = torch.stack([a, b]).detach().requires_grad_() @ PROTOTYPES[:, :5].T
+        assert torch.autograd.gradcheck(lambda s: swapped_loss(s, codes, 0.1), (scores.detach().requires_grad_(),))
     elif name.startswith("amdim"):
         assert torch.autograd.gradcheck(lambda a: sum(info_nce(a, MAPS[:4, :5], 4.0)), (a,))
     else:
@@ -224,11 +291,41 @@ def test_a_cell_s_other_cells_are_no_negatives():
     assert info_nce(torch.randn(1, 8), torch.randn(1, 8, 5), 20.0)[0].item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("method", ["byol", "moco"])
+@pytest.mark.parametrize("method", ["dino", "swav"])
+def test_prototypes_stay_as_they_are_at_first(method):
+    trainer = started(method, "model.frozen=0.5", "schedule.warmup_epochs=0")
+    model, moved = trainer.model, []
+    for epoch in range(trainer.total_steps):
+        before = model.prototypes.weight.detach().clone()
+        trainer.train_step(next(trainer.loader.epoch(epoch)))
+        moved.append(not torch.equal(before, model.prototypes.weight))
+    first = round(trainer.total_steps / 2)
+    assert first > 1 and moved == [False] * first + [True] * (trainer.total_steps - first)
+
+
+def test_dino_s_centre_follows_the_teacher_s_scores():
+    trainer = started("dino")
+    model, seen = trainer.model, []
+    model.teacher.register_forward_hook(lambda module, given, scores: seen.append(scores))
+    trainer.train_step(next(trainer.loader.epoch(0)))
+    torch.testing.assert_close(model.centre, 0.1 * torch.cat(seen).mean(0), atol=1e-6, rtol=1e-5)
+
+
+def test_swav_s_queue_takes_part_from_its_time_on():
+    """Nothing but the queue changes: the assignments do then, and only then."""
+    losses = []
+    for part in (0.0, 1.0):
+        trainer = started("swav", f"model.queue_from={part}")
+        losses.append(trainer.train_step(next(trainer.loader.epoch(0)))["loss"].item())
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.2)
+
+
+@pytest.mark.parametrize("method", ["byol", "moco", "dino"])
 def test_the_teacher_is_the_student_at_first_and_follows(method):
     trainer = started(method)
     model = trainer.model
     student = [*model.encoder.parameters(), *model.projection.parameters()]
+    student += model.prototypes.parameters() if method == "dino" else []
     teacher = list(model.teacher.parameters())
     assert all(torch.equal(a, b) for a, b in zip(teacher, student, strict=True))
     assert not any(p.requires_grad for p in teacher)
@@ -258,17 +355,17 @@ def test_buffers_of_a_teacher_are_its_own():
 
 def test_the_queue_holds_the_newest_keys_of_both_views():
     trainer = started("moco", "batch_size=32")
-    model, before = trainer.model, trainer.model.queue.clone()
+    model, before = trainer.model, trainer.model.queue.vectors.clone()
     trainer.train_step(next(trainer.loader.epoch(0)))
-    assert model.place == 32 and torch.equal(model.queue[:, 32:], before[:, 32:])
-    assert not torch.isclose(model.queue[:, :32], before[:, :32]).all(-1).any()
-    assert torch.allclose(model.queue.norm(dim=-1), torch.ones(2, 64))
+    assert model.queue.place == 32 and torch.equal(model.queue.vectors[:, 32:], before[:, 32:])
+    assert not torch.isclose(model.queue.vectors[:, :32], before[:, :32]).all(-1).any()
+    assert torch.allclose(model.queue.vectors.norm(dim=-1), torch.ones(2, 64))
     trainer.train_step(next(trainer.loader.epoch(1)))
-    assert model.place == 0
+    assert model.queue.place == 0
     trainer.model.eval()
-    kept = model.queue.clone()
+    kept = model.queue.vectors.clone()
     trainer.inspector.validate()
-    assert torch.equal(model.queue, kept) and model._keys is None
+    assert torch.equal(model.queue.vectors, kept) and model._keys is None
 
 
 def test_a_queue_that_the_batch_does_not_divide_is_refused(train):
@@ -287,6 +384,10 @@ def test_a_queue_that_the_batch_does_not_divide_is_refused(train):
         ("amdim", "encoder=timm encoder.name=resnet10t", "which only our ResNets and encoder=amdim give"),
         ("amdim", "encoder=amdim", "for images of 32 or 64 pixels, not 16"),
         ("amdim", "encoder=amdim encoder.width=8 dataset.image_size=32", "say model.output_dim=1280"),
+        ("swav", "model.queue_size=100", "model.queue_size=100 is no multiple of batch_size="),
+        ("dino", "model.teacher_temperature=0", "model.temperature and teacher_temperature must be positive"),
+        ("dino", "model.prototypes=1", "model.prototypes must be a whole number of 2 or more"),
+        ("lejepa", "model.weight=2", "model.weight must lie between 0 and 1"),
         ("byol", "model.hidden_dim=0", "model.hidden_dim must be a whole number"),
         ("simsiam", "augmentation=none", "all views of an image are equal"),
         ("barlow", "trainer.accumulate=2", "compares the images of a batch"),
@@ -375,53 +476,65 @@ PAIRED = {
     "vicreg": lambda: VICReg(Flat(), hidden_dim=12, output_dim=6),
     "moco": lambda: MoCo(Flat(), hidden_dim=12, output_dim=6, queue_size=16),
     "byol": lambda: BYOL(Flat(), hidden_dim=12, output_dim=6),
+    "lejepa": lambda: LeJEPA(Flat(), hidden_dim=12, output_dim=6),
+    "dino": lambda: DINO(Flat(), hidden_dim=12, output_dim=6, prototypes=7),
+    "swav": lambda: SwAV(Flat(), hidden_dim=12, output_dim=6, prototypes=7, queue_size=16),
 }
 
 
 def made(name: str):
     torch.manual_seed(0)
     model = PAIRED[name]().double().eval()
-    return model, torch.randn(2, 8, 3, 4, 4, dtype=torch.float64)
+    views = torch.randn(2, 8, 3, 4, 4, dtype=torch.float64)
+    return model, views, torch.randn(8, model.noise_dim, dtype=torch.float64) if model.noise_dim else None
+
+
+def learned(name: str, processes: Processes):
+    """A model after a backward pass on this process's rows, with averaged gradients."""
+    model, views, noise = made(name)
+    mine = processes.share(8)
+    model.processes = processes
+    noise = None if noise is None else noise[mine]
+    model.learn(views[:, mine], views[0, mine], noise)[1]["loss"].backward()
+    processes.average_gradients(model.parameters())
+    return model
+
+
+STATE = {"moco": ("queue.vectors", "queue.place"), "swav": ("queue.vectors", "queue.place"), "dino": ("centre",)}
+
+
+def state(name: str, processes: Processes) -> list[Tensor]:
+    """What a step leaves in the model, beside its weights."""
+    model, views, _ = made(name)
+    mine = processes.share(8)
+    model.processes = processes
+    model.begin(10, 8)
+    model.eval()  # BatchNorm couples the images of a process,
+    model.training = True  # which is not what is compared
+    model.learn(views[:, mine], views[0, mine], None)
+    model.after_step(1)
+    found = model.state_dict()
+    return [found[key].double() for key in STATE[name]]
 
 
 def _gradients(rank: int, port: int, answers) -> None:
     with forked.joined(rank, port) as both:
-        found = {}
-        for name in PAIRED:
-            model, views = made(name)
-            model.processes = both
-            model.learn(views[:, both.share(8)], views[0, both.share(8)], None)[1]["loss"].backward()
-            both.average_gradients(model.parameters())
-            found[name] = [p.grad.tolist() for p in model.parameters() if p.grad is not None]
-        model, views = made("moco")
-        model.train()
-        model.processes = both
-        model.begin(10, 8)
-        model.learn(views[:, both.share(8)], views[0, both.share(8)], None)
-        model.after_step(1)
-        answers.put((found, model.queue.tolist(), int(model.place)))
+        models = {name: learned(name, both) for name in PAIRED}
+        found = {n: [p.grad.tolist() for p in m.parameters() if p.grad is not None] for n, m in models.items()}
+        answers.put((found, {name: [t.tolist() for t in state(name, both)] for name in STATE}))
 
 
-def test_two_processes_have_the_gradients_and_the_queue_of_one():
-    alone = {}
-    for name in PAIRED:
-        model, views = made(name)
-        model.learn(views, views[0], None)[1]["loss"].backward()
-        alone[name] = [p.grad for p in model.parameters() if p.grad is not None]
-    model, views = made("moco")
-    model.train()
-    model.processes = Processes()
-    model.begin(10, 8)
-    model.learn(views, views[0], None)
-    model.after_step(1)
-    for found, queue, place in forked.pair(_gradients):
+def test_two_processes_have_the_gradients_and_the_state_of_one():
+    alone = {name: [p.grad for p in learned(name, Processes()).parameters() if p.grad is not None] for name in PAIRED}
+    states = {name: state(name, Processes()) for name in STATE}
+    for found, kept in forked.pair(_gradients):
         for name, gradients in found.items():
+            assert len(gradients) == len(alone[name])
             for ours, whole in zip(gradients, alone[name], strict=True):
                 torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), whole, atol=1e-10, rtol=1e-8)
-        assert place == 8
-        torch.testing.assert_close(
-            torch.tensor(queue, dtype=torch.float64)[:, :8], model.queue[:, :8], atol=1e-9, rtol=0
-        )
+        for name, values in kept.items():
+            for ours, whole in zip(values, states[name], strict=True):
+                torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), whole, atol=1e-9, rtol=0)
 
 
 # ---- Views --------------------------------------------------------------------------------------------------------
@@ -465,6 +578,14 @@ def test_amdim_s_views_share_their_flip():
     still = (second["corner"] == 4).all(1).float().mean().item()
     assert still == pytest.approx(0.2 + 0.8 / 81, abs=0.01)
     assert second["gray"].float().mean().item() == pytest.approx(0.25, abs=0.01)
+
+
+def test_amdim_s_crops_share_their_flip_and_are_those_of_simclr_s_pipeline():
+    asked = dict(strength=0.5, blur_p=0.0, scale=[0.3, 1.0], jitter=[0.4, 0.4, 0.4, 0.2], grayscale_p=0.25)
+    generators = lambda: [torch.Generator().manual_seed(s) for s in (0, 1)]  # noqa: E731
+    ours, plain = (kind(**asked).draws(500, 96, generators()) for kind in (AMDIMCrops, SimCLRViews))
+    assert torch.equal(ours[0]["flip"], ours[1]["flip"]) and not torch.equal(plain[0]["flip"], plain[1]["flip"])
+    assert all(torch.equal(ours[v][k], plain[v][k]) for v in (0, 1) for k in plain[v] if (v, k) != (1, "flip"))
 
 
 def test_amdim_s_views_are_torchvision_s():
