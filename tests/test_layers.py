@@ -84,7 +84,7 @@ def test_the_config_is_checked_before_torch_is_imported():
 def test_timm_and_torchvision_are_imported_only_where_they_are_used():
     # A run of the paper needs neither, and together they take seconds that every job of a sweep would wait.
     heavy = {name for name, path in FILES.items() if {"timm", "torchvision"} & _packages(path)}
-    assert heavy == {"aavae.models.encoders.timm_model", "aavae.weights.libraries"}
+    assert heavy == {"aavae.models.encoders.timm_model", "aavae.models.mae", "aavae.weights.libraries"}
     begun = {"aavae.train", "aavae.models.encoders.resnet", "aavae.models.decoders.resnet", "aavae.datasets.downloads"}
     while more := set().union(*(inside(FILES[name]) for name in begun)) - begun:
         begun |= more

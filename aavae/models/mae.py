@@ -18,6 +18,8 @@ class MAE(Masked):
     that do not fit.
     """
 
+    positions: Tensor
+
     def __init__(
         self,
         encoder: nn.Module,

@@ -21,6 +21,7 @@ NEEDS = {
     "decoder/none": ["model=simclr"],
     "loss/none": ["model=simclr"],
     "model/cpc": ["encoder=patches18"],
+    "model/mae": ["encoder=vit_small"],
 }
 
 
