@@ -11,10 +11,10 @@ from pathlib import Path
 from aavae.errors import UserError
 from aavae.runtime import exits
 
-PARTS = ("augmentation", "step", "evaluation", "startup", "threads", "syncs")
+PARTS = ("augmentation", "step", "methods", "evaluation", "startup", "threads", "syncs")
 EPILOG = (
-    "what: all, augmentation (views/s), step (training images/s), evaluation, startup, threads (on busy machines), "
-    "syncs (what waits)"
+    "what: all, augmentation (views/s), step and methods (training images/s), evaluation, startup, threads (on busy "
+    "machines), syncs (what waits)"
 )
 
 
