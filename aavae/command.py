@@ -12,7 +12,6 @@ import threading
 import traceback
 from collections.abc import Sequence
 from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from aavae import build
+from aavae import __version__, build
 from aavae.errors import GaveUp, UserError
 from aavae.runtime import caches, exits, files, signals, slurm
 from aavae.runtime.words import count, wrapped
@@ -97,7 +96,7 @@ class Command:
     def execute(self, argv: list[str]) -> int:
         """Do what `argv`, which is `sys.argv` too, asks for; the exit code."""
         if "--version" in argv:
-            print(f"aavae {version('aavae')}")
+            print(f"aavae {__version__}")
             return 0
         self.words = list(argv)
         asked = build.arguments(argv, self.primary)

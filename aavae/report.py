@@ -2,9 +2,9 @@
 
 import argparse
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
+from aavae import __version__
 from aavae.errors import UserError
 from aavae.reports import report
 from aavae.runtime import exits
@@ -19,7 +19,7 @@ def _work() -> int:
         epilog="exit codes: 0 no job has failed, 1 some have or are dead, 2 something cannot be read or written",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"aavae {version('aavae')}")
+    parser.add_argument("--version", action="version", version=f"aavae {__version__}")
     parser.add_argument("folders", nargs="+", metavar="DIR", type=Path, help="such as multirun/NAME, outputs, or a run")
     asked, unknown = parser.parse_known_args()
     if unknown:

@@ -24,7 +24,7 @@ LEVELS = (
     ("build",),
     ("sweeps",),
     ("command",),
-    ("train", "evaluate", "convert", "report"),
+    ("train", "evaluate", "convert", "report", "manage"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms} | {"": len(LEVELS)}  # "": `aavae` itself
 ENTRIES = {f"aavae.{room}" for room in (*LEVELS[-1], "command")}

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from aavae.loggers.screen import PROBES
-from aavae.reports.columns import Column, same
+from aavae.reports.columns import Column, same, text
 from aavae.reports.jobs import JobReport
 from aavae.reports.means import Row, Spread, Summary, accuracies
 from aavae.reports.palette import CIVIDIS, DASHES, colour_of
-from aavae.reports.tables import text
 
 Chart = dict[str, Any]
 HEADLINE = ("linear", "linear_cached", "knn", "few_label_5", "few_label_1")  # which accuracy a chart is of

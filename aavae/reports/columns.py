@@ -2,13 +2,15 @@
 
 import json
 from collections import Counter
+from functools import lru_cache
 from typing import NamedTuple
 
-from aavae.reports.jobs import JobReport
+from aavae.reports.jobs import JobReport, one_line
 from aavae.runs.identity import NOT_IDENTITY
 
 ABSENT = "–"
 LOOKS_ONLY = ("hydra", *(name for name in NOT_IDENTITY if name != "epochs"))
+SCALARS = (str, int, float, type(None))
 METHOD, DIAL, CLASS, SETTING = range(4)  # keys, by how much they say
 
 
@@ -60,7 +62,17 @@ def varying(jobs: list[JobReport]) -> list[Column]:
 
 def same(value: object) -> str:
     """A text that equal values share: 1 and 1.0 are one learning rate."""
-    return json.dumps(float(value) if type(value) is int else value, sort_keys=True, default=str)
+    return _same_scalar(value) if isinstance(value, SCALARS) else json.dumps(value, sort_keys=True, default=str)
+
+
+@lru_cache(maxsize=1 << 16, typed=True)  # hundreds of runs have the same few values
+def _same_scalar(value: object) -> str:
+    return json.dumps(float(value) if type(value) is int else value)
+
+
+def text(value: object) -> str:
+    """A setting as one would type it."""
+    return one_line(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
 
 
 def decides(by: list[list[str]], values: list[str]) -> bool:

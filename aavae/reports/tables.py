@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 import re
 import shlex
@@ -16,7 +15,7 @@ from rich.text import Text
 
 from aavae.errors import UserError
 from aavae.loggers.screen import FEATURES, PROBES, duration, shown
-from aavae.reports.columns import ABSENT, varying
+from aavae.reports.columns import ABSENT, text, varying
 from aavae.reports.jobs import one_line, read_sweep
 from aavae.reports.means import Row, Spread, Summary, counted, tested
 from aavae.runs import status
@@ -106,11 +105,6 @@ def _score(spread: Spread | None) -> str:
     if spread is None:
         return ""
     return f"{spread.mean:.4g}" + ("" if spread.sd is None else f" ± {spread.sd:.2g}")
-
-
-def text(value: object) -> str:
-    """A setting as one would type it."""
-    return one_line(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
 
 
 def _short(line: str, longest: int = 240) -> str:

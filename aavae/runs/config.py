@@ -1,7 +1,9 @@
 """`config.yaml` of a run folder, read in milliseconds whatever somebody has put there."""
 
+import contextlib
 import json
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,26 @@ _Loader.add_implicit_resolver(
 )
 
 
+@lru_cache(maxsize=4096)
+def _block(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _in_blocks(text: str) -> Any:
+    """What the text says, each setting of the top level read apart: those of many runs are equal, and are read once."""
+    with contextlib.suppress(yaml.YAMLError):
+        blocks = [_block(part) for part in re.split(r"\n(?=[^\s#-])", text)]
+        if all(isinstance(block, dict) for block in blocks):
+            return {key: value for block in blocks for key, value in block.items()}
+    return yaml.load(text, Loader=_Loader)  # not as a run writes it
+
+
 def read_config(folder: Path) -> dict:
     """The config of the run in `folder`, empty if it has none.
 
-    Raises ValueError for what no run has written: something else than settings, YAML aliases (a few lines of which can
-    stand for billions of values), or very deep nesting.
+    It is only to be read: parts of it may be shared with other configs. Raises ValueError for what no run has written:
+    something else than settings, YAML aliases (a few lines of which can stand for billions of values), or very deep
+    nesting.
     """
     path = folder / CONFIG
     if not path.exists():
@@ -37,7 +54,7 @@ def read_config(folder: Path) -> dict:
     try:
         if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
             raise ValueError(f"{CONFIG} has YAML aliases")
-        config = yaml.load(text, Loader=_Loader)
+        config = _in_blocks(text)
         json.dumps(config, default=str)  # what is nested too deep for this cannot be shown either
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{CONFIG}: {error}") from error

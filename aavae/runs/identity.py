@@ -23,14 +23,15 @@ def identity_config(config: dict) -> dict[str, object]:
 
     def walk(node: dict, prefix: str) -> None:
         for key, value in node.items():
+            if (name := prefix + key) in NOT_IDENTITY:
+                continue
             if isinstance(value, dict) and value:
-                walk(value, f"{prefix}{key}.")
-            else:
-                flat[prefix + key] = value
+                walk(value, f"{name}.")
+            elif name not in IMPLIED or value != IMPLIED[name]:
+                flat[name] = value
 
     walk(config, "")
-    flat = {k: v for k, v in flat.items() if k not in IMPLIED or v != IMPLIED[k]}
-    return {k: v for k, v in flat.items() if not any(k == n or k.startswith(f"{n}.") for n in NOT_IDENTITY)}
+    return flat
 
 
 def identity(config: dict) -> str:

@@ -3,13 +3,13 @@
 import contextlib
 import signal
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from aavae import __version__
 from aavae.datasets import same_images
 from aavae.errors import Damaged, UserError, mark_told
 from aavae.loggers import Beginning, Loggers
@@ -65,7 +65,7 @@ class Run:
             "config": self.config,
             "architecture": trainer.model.architecture,
             "data": trainer.dataset.fingerprint(),
-            "version": version("aavae"),
+            "version": __version__,
         }
 
     def go(self) -> float | None:

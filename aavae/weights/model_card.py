@@ -1,12 +1,12 @@
 """What a file of weights says about itself: facts for programs, a model card for people."""
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from aavae import __version__
 from aavae.models import Model
 from aavae.runs.results import read_results
 from aavae.runtime.words import epochs
@@ -55,7 +55,7 @@ def facts(
         "data": data,
         "epochs": epochs,
         "seed": seed,
-        "aavae_version": version("aavae"),
+        "aavae_version": __version__,
     }
 
 
