@@ -155,9 +155,13 @@ def test_a_run_killed_in_mid_epoch_continues_to_the_same_bits(train, tmp_path):
 
 
 def test_a_truncated_checkpoint_is_replaced_by_the_one_before(train):
+    last = Path("run/last.pt")
+    assert train(*DEBUG, "probe=knn", "trainer.max_steps=4").code == 0
+    before = last.read_bytes()
     assert train(*DEBUG, "probe=knn").code == 0
     expected = weights("run")
-    last = Path("run/last.pt")
+    assert not last.with_name("previous.pt").exists()  # a finished run needs one
+    last.with_name("previous.pt").write_bytes(before)
     last.write_bytes(last.read_bytes()[:1000])
     Path("run/results.json").unlink()
     ended = train(*DEBUG, "probe=knn")
@@ -311,5 +315,6 @@ def test_identity_ignores_what_does_not_change_the_weights():
 
 def test_default_folders_are_named_by_identity(train, tmp_path):
     assert train("trainer=debug", "trainer.max_steps=1", "probe=knn").code == 0
-    [folder] = (tmp_path / "outputs").iterdir()
+    folder, link = sorted((tmp_path / "outputs").iterdir())
+    assert link.name == "latest" and link.resolve() == folder.resolve()
     assert folder.name == identity(build.plain(build.compose(["trainer=debug"])))

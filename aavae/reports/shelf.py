@@ -176,13 +176,13 @@ def chosen(runs: Iterable[Run], filters: Sequence[str]) -> list[Run]:
 
     Raises UserError for a value that cannot be compared, and for a key that none of the runs has.
     """
-    runs = list(runs)
+    every = runs = list(runs)
     for word in filters:
         match = FILTER.fullmatch(word)
         assert match  # `is_filter` has seen it
         key, sign, value = match.groups()
-        if key not in FACTS and runs and not any(key in run.job.config for run in runs):
-            raise UserError(_unknown(key, runs))
+        if key not in FACTS and every and not any(key in run.job.config for run in every):
+            raise UserError(_unknown(key, every))
         passes = _filter(key, sign, value)
         runs = [run for run in runs if passes(run)]
     return runs
@@ -193,7 +193,7 @@ def _unknown(key: str, runs: Sequence[Run]) -> str:
 
     known = [*FACTS, *dict.fromkeys(name for run in runs for name in run.job.config)]
     ends = [name for name in known if name.endswith(f".{key}")]
-    near = ends[:3] or difflib.get_close_matches(key, known, 3)
+    near = ends[:3] or difflib.get_close_matches(key, known, 1)
     return f"none of these runs has {key!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
 
 

@@ -1,6 +1,7 @@
 """One run in its folder: resume, banner, training, final evaluation, and the files that say what happened."""
 
 import contextlib
+import os
 import signal
 import time
 from pathlib import Path
@@ -16,9 +17,10 @@ from aavae.loggers import Beginning, Loggers
 from aavae.loggers.screen import Reporter, duration, results_tables, shown
 from aavae.probes.guests import Evaluation, Results
 from aavae.runs import status
-from aavae.runs.identity import identity_config
+from aavae.runs.identity import identity, identity_config
 from aavae.runs.provenance import PROVENANCE, note, provenance
 from aavae.runs.results import RESULTS, read_results, record
+from aavae.runs.tidy import is_whole
 from aavae.runtime import files, threads
 from aavae.runtime.device import device_name, has_bf16_units
 from aavae.runtime.signals import Signals, listening
@@ -29,6 +31,8 @@ from aavae.training.loop import Loop
 from aavae.training.trainer import Trainer
 from aavae.weights import checkpoint, encoder_file, schema
 from aavae.weights.model_card import facts
+
+LATEST = "latest"
 
 
 class Run:
@@ -99,6 +103,7 @@ class Run:
             self._write("config.yaml", self.config_yaml)
             if leads:
                 note(self.folder, origin)
+                self._point_to()
             with heart.beating() if leads else contextlib.nullcontext():
                 self._banner()
                 Loop(self.trainer, self.folder, logger, self.reporter, signals, self.facts).run()
@@ -106,6 +111,8 @@ class Run:
                     self._evaluate()
             signals.check()
             self._say(heart, "done")
+            if leads and is_whole(self.folder / checkpoint.LAST):
+                self._remove(checkpoint.PREVIOUS)
             failed = False
         except KeyboardInterrupt as error:
             self._say(heart, "interrupted", f"stopped by {_name(error)}")
@@ -314,6 +321,16 @@ class Run:
     def _write(self, name: str, text: str) -> None:
         if self.trainer.processes.leads:
             files.write(self.folder / name, text)
+
+    def _point_to(self) -> None:
+        """Let `latest`, beside a run whose folder nobody has named, lead to it."""
+        link = self.folder.parent / LATEST
+        if self.folder.name != identity(self.config) or self.group or (link.exists() and not link.is_symlink()):
+            return
+        temporary = link.with_name(f".{LATEST}.{os.getpid()}.tmp")
+        with contextlib.suppress(OSError):  # a disk without links; `aavae-runs` finds the run all the same
+            temporary.symlink_to(self.folder.name)
+            os.replace(temporary, link)
 
     def _facts(self) -> dict:
         t, r = self.trainer, self.reporter
