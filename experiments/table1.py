@@ -40,7 +40,7 @@ class Table1(Artefact):
             found += [Sweep(dataset, "method", tuple(several), recipe) for recipe, several in alike.items()]
             for last, fixed in CONTROLS.values():
                 key, _, value = last.partition("=")
-                found.append(Sweep(dataset, key, (value,), fixed))
+                found.append(Sweep(dataset, key, (value,), _control(runs, dataset, fixed)))
         return found
 
     def draw(self, runs: Runs, against: str) -> Sheet:
@@ -69,7 +69,10 @@ class Table1(Artefact):
             row(self._name(m, chosen), groups, {p: PUBLISHED[p][m] for p in papers if m in PUBLISHED[p]})
             for m, groups in by_method.items()
         ]
-        controls = {name: [runs.of(d, *fixed, last) for d in datasets] for name, (last, fixed) in CONTROLS.items()}
+        controls = {
+            name: [runs.of(d, *_control(runs, d, fixed), last) for d in datasets]
+            for name, (last, fixed) in CONTROLS.items()
+        }
         betas = {f"VAE, β = {b}": [self._group(runs, d, "vae", b) for d in datasets] for b in scale.vae_betas}
         rows += [row(name, groups, {}) for name, groups in (controls | betas).items()]
         rows += [row(name, by_method["aavae"], {}, feature) for feature, name in FLOORS.items()]
@@ -144,6 +147,12 @@ def own_recipe(runs: Runs, dataset: str, method: str) -> tuple[str, ...]:
     if not runs.scale.equal_work:
         return recipe
     return (*recipe, f"epochs={epochs_of_equal_work(runs, dataset, (*recipe, f'method={method}'))}")
+
+
+def _control(runs: Runs, dataset: str, fixed: tuple[str, ...]) -> tuple[str, ...]:
+    """A control has the recipe of the method that it changes."""
+    method = next(word.partition("=")[2] for word in fixed if word.startswith("method="))
+    return (*own_recipe(runs, dataset, method), *fixed)
 
 
 def floor_values(group: Group, probe: str) -> dict[str, float]:
