@@ -13,7 +13,7 @@ from benchmarks.timing import wait
 # They change how something is computed, and not how much.
 MEANS = (
     "precision", "trainer.compile", "trainer.cuda_graphs", "trainer.channels_last", "optimizer.kwargs.fused",
-    "optimizer.kwargs.foreach", "batch_size", "dataset.size", "device",
+    "optimizer.kwargs.foreach", "dataset.size", "device",
 )  # fmt: skip
 SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16384)}
 TRIES = 5
@@ -33,7 +33,7 @@ def _counted(overrides: tuple[str, ...]) -> float:
     data = build.dataset(cfg)
     with torch.device("meta"):
         model = build.model(cfg, data)
-    flop = training_flop(model, data.image_size, cfg.trainer.clean_pass == "every_step")
+    flop = training_flop(model, data.image_size, cfg.trainer.clean_pass == "every_step", cfg.batch_size)
     assert flop is not None  # all that is measured here can be counted
     return flop
 

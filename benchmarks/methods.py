@@ -13,7 +13,7 @@ REFERENCE = "aavae"
 # What a method needs beside its name, for images of 32 pixels; `cpc` and `mae` have encoders of their own.
 NEEDS = {
     "cpc": {"tiny": ("encoder=patches_tiny",), "resnet18": ("encoder=patches18",), "resnet50": ("encoder=patches50",)},
-    "mae": {"tiny": ("encoder=vit_tiny",)},
+    "mae": {"tiny": ("encoder=vit_tiny",), "resnet18": ("encoder=vit_small",), "resnet50": ("encoder=vit_small",)},
 }
 QUEUES = ("moco", "swav")
 NETWORKS = {"tiny": "_tiny", "resnet18": "18", "resnet50": "50"}
@@ -51,10 +51,12 @@ def _compare(bench: Bench, climbs: list[Climb]) -> None:
     peaks: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         for climb in climbs:
-            climb.count(peaks, (64,))
-        candidates = [candidate for climb in climbs if (candidate := climb.begin(stack))]
+            with climb.row.attempt():
+                climb.count(peaks, (64,))
+        whole = [climb for climb in climbs if not climb.row.failed]
+        candidates = [candidate for climb in whole if (candidate := climb.begin(stack))]
         interleave(candidates, bench.repeats, 0.0 if bench.quick else 1.0, bench.device)
-        for climb in climbs:
+        for climb in whole:
             climb.judge()
     rows = {climb.row.name: climb.row for climb in climbs}
     first = rows[REFERENCE]

@@ -65,7 +65,9 @@ def make(artefact: Artefact, argv: list[str]) -> int:
     """Train what is not trained yet, and write the artefact; 0, or 1 if a run failed."""
     asked = parse(argv)
     runs = Runs(asked.scale, asked.overrides, Path(f"multirun/paper_{asked.scale.name}").absolute())
-    refuse_taken(artefact.name, artefact.sweeps(Runs(asked.scale, [], runs.folder)), asked)
+    # What is chosen is known without counting what it computes.
+    uncounted = Runs(asked.scale._replace(equal_work=False), [], runs.folder)
+    refuse_taken(artefact.name, artefact.sweeps(uncounted), asked)
     sweeps = artefact.sweeps(runs)
     if asked.dry_run:
         return estimate(artefact.name, runs, sweeps)
@@ -82,8 +84,6 @@ def refuse_taken(name: str, sweeps: Iterable[Sweep], asked: Asked) -> None:
     typed = {o.partition("=")[0].lstrip("+") for o in asked.overrides}
     free = {word for recipe in asked.scale.recipes.values() for word in recipe}
     chosen = {word.partition("=")[0] for s in sweeps for word in (s.key, *s.fixed) if word not in free}
-    if asked.scale.equal_work:
-        chosen -= {"epochs"}  # the user's are AAVAE's
     if taken := typed & chosen:
         raise UserError(f"{name} chooses {min(taken)} itself; leave it out")
 

@@ -55,6 +55,8 @@ class Figure4(Artefact):
             shown += groups.values()
         for axis in axes[:, 0]:
             axis.set_ylabel(f"{dataset}, {PROBES[probe]} (%)")
+        if runs.scale.equal_work:
+            caption.append("SimCLR computes what AAVAE computes, to the nearest epoch.")
         caption.append(
             "With the batch size, learning rate and warm-up are scaled. The paper prints no numbers; it says that "
             "accuracy hardly depends on any of these. It has no such sweep of a contrastive method."

@@ -111,7 +111,7 @@ class Runs:
         Where methods are compared at equal work, the user's `epochs` are AAVAE's, from which others follow.
         """
         chosen: dict[str, str] = {}
-        epochs = [o for o in self.overrides if self.scale.equal_work and o.startswith("epochs=")]
+        epochs = [o for o in self.overrides if self.scale.equal_work and o.lstrip("+").startswith("epochs=")]
         others = [o for o in self.overrides if o not in epochs]
         for word in (*self.scale.datasets[dataset], *self.scale.common, *epochs, *fixed, *others):
             key = word.partition("=")[0].lstrip("+")

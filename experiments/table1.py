@@ -7,7 +7,7 @@ from aavae.loggers.screen import PROBES, in_order
 from aavae.reports.means import Spread, accuracies
 from experiments import plots
 from experiments.artefact import Artefact, main
-from experiments.paper import NAMES, PUBLISHED, QUOTED
+from experiments.paper import NAMES, ON_STL, PUBLISHED, QUOTED
 from experiments.runs import Group, Runs, Sweep
 from experiments.significance import differences
 from experiments.work import epochs_of_equal_work
@@ -84,8 +84,9 @@ class Table1(Artefact):
             "PFLOP and device-hours are of one run on the first dataset; device-hours include evaluation.",
             f"{datasets[0]}. " + differences("AAVAE", first, scale.probe),
         ]
+        caption.insert(1, scale.tuned)
         if scale.equal_work:
-            caption.insert(1, "Each method has as many epochs as compute what AAVAE computes in its own.")
+            caption.insert(1, "Each method computes what AAVAE computes in its epochs, to the nearest epoch.")
         if datasets != list(PUBLISHED):
             caption.append("The printed numbers are of ResNet-50 after 3200 epochs, with other data than these runs'.")
         every = [group for groups in (*by_method.values(), *controls.values(), *betas.values()) for group in groups]
@@ -142,8 +143,9 @@ def own_recipe(runs: Runs, dataset: str, method: str) -> tuple[str, ...]:
     """What a method needs beside its name: at the paper's scale the optimizer, schedule and epochs of its source, at
     others the epochs in which it computes as much as AAVAE."""
     recipe = runs.scale.recipes.get(method, ())
-    if dataset == "STL-10" and any(word.startswith("experiment=") for word in recipe):
-        recipe = (*recipe, "dataset=stl10")
+    if dataset == "STL-10":
+        named = ("dataset=stl10",) if any(word.startswith("experiment=") for word in recipe) else ()
+        recipe = (*recipe, *named, *ON_STL.get(method, ()))
     if not runs.scale.equal_work:
         return recipe
     return (*recipe, f"epochs={epochs_of_equal_work(runs, dataset, (*recipe, f'method={method}'))}")

@@ -362,7 +362,7 @@ def test_the_products_of_methods_are_counted():
         data = build.dataset(cfg)
         with torch.device("meta"):
             model = build.model(cfg, data)
-        return training_flop(model, data.image_size, cfg.trainer.clean_pass == "every_step")
+        return training_flop(model, data.image_size, cfg.trainer.clean_pass == "every_step", cfg.batch_size)
 
     base = products()
     assert f"{base / 2e9:.2f} GMAC" in (ROOT / "docs/methods.md").read_text()

@@ -70,6 +70,21 @@ class AMDIMViews(Pipeline):
 class AMDIMCrops(SimCLRViews):
     """AMDIM's views of larger images: resized crops in place of shifts, and a flip that all views of an image share."""
 
+    def __init__(
+        self,
+        scale: Sequence[float] = (0.3, 1.0),
+        ratio: Sequence[float] = (0.7, 1.4),
+        jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.2),
+        jitter_p: float = 0.8,
+        grayscale_p: float = 0.25,
+        flip_p: float = 0.5,
+    ):
+        super().__init__(0.0, 0.0, scale, ratio, flip_p, jitter_p, grayscale_p, jitter=jitter)
+
+    def __str__(self) -> str:
+        low, high = self.scale
+        return f"AMDIM's crops ({low:g}–{high:g} of the area), one flip for all views"
+
     def draws(self, n: int, size: int, generators: Sequence[torch.Generator]) -> list[dict[str, Tensor]]:
         """The parameters of several views, which share the flip of the first."""
         first, *others = super().draws(n, size, generators)

@@ -32,6 +32,7 @@ class DINO(Pair):
     Raises UserError for temperatures that are not positive.
     """
 
+    per_image = False  # the teacher's scores of a whole batch move the centre
     centre: Tensor
 
     def __init__(
@@ -58,6 +59,10 @@ class DINO(Pair):
         self.projection = mlp(
             encoder.output_dim, hidden_dim, hidden_dim, output_dim, norm=False, last_bias=True, gelu=True
         )
+        for layer in self.projection.modules():  # as published
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
         self.prototypes = Prototypes(output_dim, prototypes)
         student = (encoder, self.projection, self.prototypes)
         self.teacher = Teacher(*student, momentum=momentum, final_momentum=final_momentum)

@@ -29,8 +29,7 @@ def sigreg(z: Tensor, directions: Tensor) -> Tensor:
 class LeJEPA(Pair):
     """Encoder and projection; the loss is λ·SIGReg + (1 − λ)·(mean squared distance of the views to their mean).
 
-    `weight` is λ; `directions` random ones are drawn for each image of a batch. Raises UserError for a weight outside
-    [0, 1].
+    `weight` is λ; `directions` are drawn anew for each step. Raises UserError for a weight outside [0, 1].
     """
 
     per_image = False
@@ -41,7 +40,7 @@ class LeJEPA(Pair):
         hidden_dim: int = 2048,
         output_dim: int = 128,
         weight: float = 0.05,
-        directions: int = 4,
+        directions: int = 1024,
         together: bool = True,
     ):
         super().__init__()
@@ -50,16 +49,22 @@ class LeJEPA(Pair):
         if not isinstance(directions, int) or directions < 1:
             raise UserError(f"model.directions must be a whole number of 1 or more, not {directions}")
         self.output_dim, self.weight, self.together = output_dim, weight, together
+        self.directions = directions
         self.encoder = encoder
         self.projection = mlp(encoder.output_dim, hidden_dim, output_dim, last_bias=True)
-        self.noise_dim = directions * output_dim
+        self.noise_dim = 4 * output_dim  # as many directions an image as a batch of 256 needs; see `begin`
+
+    def begin(self, total_steps: int, batch_size: int) -> None:
+        """See `Model.begin`."""
+        super().begin(total_steps, batch_size)
+        self.noise_dim = -(-self.directions // batch_size) * self.output_dim
 
     def learn(self, views: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Over the batch of all processes, in float32 or wider; both terms are logged."""
         assert noise is not None  # the trainer draws noise_dim numbers an image
         own = self.project(views)
         z = self.processes.gather(own, 1)
-        directions = unit(self.processes.gather(full(noise)).reshape(-1, self.output_dim))
+        directions = unit(self.processes.gather(full(noise)).reshape(-1, self.output_dim))[: self.directions]
         with without_autocast(z.device):
             terms = {"sigreg": sigreg(z, directions), "invariance": (z - z.mean(0)).square().mean()}
             loss = self.weight * terms["sigreg"] + (1 - self.weight) * terms["invariance"]

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from timm.layers import build_sincos2d_pos_embed
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from aavae.errors import UserError
@@ -12,10 +12,9 @@ from aavae.models.masking import Masked
 
 
 class MAE(Masked):
-    """Encoder: any of timm's vision transformers; a transformer behind it, with a token for each hidden patch.
+    """Encoder: one of timm's VisionTransformers; a transformer behind it, with a token for each hidden patch.
 
-    Positions are fixed sines and cosines. Raises UserError for an encoder without patches and positions, and for sizes
-    that do not fit.
+    Positions are fixed sines and cosines. Raises UserError for other encoders, and for sizes that do not fit.
     """
 
     positions: Tensor
@@ -31,8 +30,11 @@ class MAE(Masked):
     ):
         super().__init__()
         net: Any = encoder
-        if not all(hasattr(net, part) for part in ("patch_embed", "pos_embed", "blocks", "num_prefix_tokens")):
-            raise UserError("mae hides patches from a vision transformer; choose encoder=vit_small or vit_tiny")
+        if not isinstance(encoder, VisionTransformer) or encoder.pos_embed is None:
+            raise UserError(
+                "mae hides patches from a vision transformer with positions; add encoder=vit_small or vit_tiny, which "
+                "no experiment= chooses"
+            )
         sizes = (decoder_dim, decoder_depth, decoder_heads)
         if not all(isinstance(n, int) and n > 0 for n in sizes) or decoder_dim % 4 or decoder_dim % decoder_heads:
             raise UserError(
@@ -55,9 +57,10 @@ class MAE(Masked):
         for m in self.modules():  # as published, the encoder too
             if isinstance(m, nn.Linear):
                 nn.init.xavier_uniform_(m.weight)
-                nn.init.zeros_(m.bias)
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
         nn.init.xavier_uniform_(net.patch_embed.proj.weight.view(net.embed_dim, -1))
-        for token in (net.cls_token, self.mask_token):
+        for token in (net.cls_token, net.reg_token, self.mask_token):
             if token is not None:
                 nn.init.normal_(token, std=0.02)
         prefix = net.pos_embed.shape[1] - self.noise_dim  # positions of tokens that are no patches
@@ -65,27 +68,23 @@ class MAE(Masked):
             net.pos_embed.copy_(_positions(net.patch_embed.grid_size, net.embed_dim, prefix))
         net.pos_embed.requires_grad_(False)
 
-    def predict(self, view: Tensor, seen: Tensor) -> Tensor:
+    def predict(self, view: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """See `Masked.predict`."""
         net: Any = self.encoder
-        tokens = self.enter(self.visible(view, seen))
+        visible = self.visible(view, seen)
+        tokens = self.enter(visible)
         prefix, tokens = tokens[:, : net.num_prefix_tokens], tokens[:, net.num_prefix_tokens :]
         every = self.mask_token.to(tokens).expand(len(tokens), self.noise_dim, -1)
         every = every.scatter(1, _wide(seen, tokens), tokens)
         decoded = self.blocks(torch.cat([prefix, every], 1) + self.positions)
-        return self.leave(decoded[:, net.num_prefix_tokens :])
+        return self.leave(decoded[:, net.num_prefix_tokens :]), net.forward_head(visible)
 
     def visible(self, view: Tensor, seen: Tensor) -> Tensor:
         """The encoder's tokens `(B, prefix + kept, width)` when it is given nothing but the patches at `seen`."""
         net: Any = self.encoder
-        x = net.patch_embed(view)
-        added = net.pos_embed.shape[1] - self.noise_dim
-        x = x + net.pos_embed[:, added:]
-        x = x.gather(1, _wide(seen, x))
-        if net.cls_token is not None:
-            first = net.cls_token + net.pos_embed[:, :added] if added else net.cls_token
-            x = torch.cat([first.to(x).expand(len(x), -1, -1), x], 1)
-        return net.norm(net.blocks(net.norm_pre(x)))
+        every, prefix = net._pos_embed(net.patch_embed(view)), net.num_prefix_tokens
+        seen_tokens = every[:, prefix:].gather(1, _wide(seen, every))
+        return net.norm(net.blocks(net.norm_pre(torch.cat([every[:, :prefix], seen_tokens], 1))))
 
 
 def _wide(places: Tensor, tokens: Tensor) -> Tensor:

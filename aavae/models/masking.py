@@ -9,6 +9,7 @@ from torch import Tensor
 from aavae.errors import UserError
 from aavae.models import Model
 from aavae.models.output import full
+from aavae.models.pairs import unit
 
 
 def patches(x: Tensor, size: int) -> Tensor:
@@ -48,6 +49,7 @@ class Masked(Model):
     """
 
     judged_by = "x_hat"
+    whole = False
     patch_size: int
     kept: int  # patches of an image that are seen
     norm_pixels = True
@@ -70,18 +72,25 @@ class Masked(Model):
             )
         self.patch_size, self.noise_dim = patch_size, n
 
-    def predict(self, view: Tensor, seen: Tensor) -> Tensor:
+    def predict(self, view: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """What the patches of `view` `(B, 3, H, W)` may be, `(B, L, D)`, from those whose places are `seen`
-        `(B, kept)`; normalised if `norm_pixels`."""
+        `(B, kept)`; normalised if `norm_pixels`. With them h of what is seen, `(B, output_dim)`."""
         raise NotImplementedError
 
     def learn(self, views: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The error where the view is hidden: the patches with the largest noise, in float32 or wider."""
+        """The error where the view is hidden: the patches with the largest noise, in float32 or wider.
+
+        Returns h of what is seen, of length 1, and the loss.
+        """
         assert noise is not None  # the trainer draws noise_dim numbers an image
         seen = noise.argsort(1)[:, : self.kept]
-        predicted = full(self.predict(views[0], seen))
+        predicted, h = self.predict(views[0], seen)
         target = patches(full(views[0]), self.patch_size)
-        return predicted, {"loss": masked_error(predicted, target, self._hidden(seen), self.norm_pixels)}
+        return unit(h), {"loss": masked_error(full(predicted), target, self._hidden(seen), self.norm_pixels)}
+
+    def measure(self, output: Tensor, x: Tensor, clean, std: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """The standard deviation of the components of h, at length 1, times √D: 0 when all images look alike."""
+        return {"spread": output.std(0).mean() * math.sqrt(output.shape[-1])}
 
     def about(self) -> str:
         """How much is seen."""
@@ -92,7 +101,7 @@ class Masked(Model):
         noise = torch.rand(len(view), self.noise_dim, generator=torch.Generator().manual_seed(0)).to(view.device)
         seen = noise.argsort(1)[:, : self.kept]
         target, hidden = patches(view.float(), self.patch_size), self._hidden(seen)[..., None]
-        predicted = full(self.predict(view, seen))
+        predicted = full(self.predict(view, seen)[0])
         if self.norm_pixels:
             mean, std = moments(target)
             predicted = predicted * std + mean

@@ -26,8 +26,7 @@ class Prototypes(nn.Module):
         super().__init__()
         if not isinstance(number, int) or number < 2:
             raise UserError(f"model.prototypes must be a whole number of 2 or more, not {number}")
-        self.weight = nn.Parameter(torch.empty(number, dim))
-        nn.init.trunc_normal_(self.weight, std=0.02)
+        self.weight = nn.Parameter(torch.empty(number, dim).uniform_(-(dim**-0.5), dim**-0.5))  # as of a linear layer
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.register_load_state_dict_post_hook(_went_on)
 

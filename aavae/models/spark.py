@@ -82,7 +82,7 @@ class Up(nn.Module):
 
 
 class SparK(Masked):
-    """Encoder: a ResNet with `maps`; a small U-Net decoder that gets the maps of its stages, gaps filled by a token.
+    """Encoder: a ResNet with `maps`; a U-Net decoder that gets those smaller than the image, gaps filled by tokens.
 
     Hidden cells are 0 in the image, and again after every layer, so that nothing is known of them; BatchNorm sees the
     visible positions only. `patch_size` is in pixels, by default a cell of the last map; where it is less, a position
@@ -96,7 +96,7 @@ class SparK(Masked):
         image_size: int,
         patch_size: int | None = None,
         mask_ratio: float = 0.6,
-        decoder_dim: int = 512,
+        decoder_dim: int = 768,
         norm_pixels: bool = True,
     ):
         super().__init__()
@@ -117,13 +117,13 @@ class SparK(Masked):
                 f"model.patch_size={self.patch_size} must divide, or be divided by, the strides of the encoder"
             )
         self.norm_pixels, self.encoder, self.visible = norm_pixels, encoder, Visible()
-        self._twin = [_twin(encoder, self.visible)]  # in a list: its layers are the encoder's, and are counted there
+        self._twins: list[tuple[nn.Module, Any]] = []  # no part of it: the layers are the encoder's
         widths = [decoder_dim // 2**i for i in range(depth + 1)]
         used = [channels for channels, _ in shapes][:depth]
         self.norms = nn.ModuleList(VisibleBatchNorm(nn.BatchNorm2d(c), self.visible) for c in used)
-        self.tokens = nn.ParameterList(torch.zeros(1, c, 1, 1) for c in used)
+        self.tokens = nn.ParameterList(torch.zeros(c) for c in used)
         self.projections = nn.ModuleList(
-            nn.Conv2d(c, width, 3 if i else 1, padding=1 if i else 0)
+            nn.Conv2d(c, width, 3, padding=1) if i else nn.Identity() if c == width else nn.Conv2d(c, width, 1)
             for i, (c, width) in enumerate(zip(used, widths, strict=False))
         )
         self.decoder = nn.ModuleList(Up(width) for width in widths[:-1])
@@ -142,20 +142,28 @@ class SparK(Masked):
         for token in self.tokens:
             nn.init.trunc_normal_(token, std=0.02)
 
-    def predict(self, view: Tensor, seen: Tensor) -> Tensor:
+    def predict(self, view: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """See `Masked.predict`."""
         rows = view.shape[-1] // self.patch_size
         cells = torch.zeros(len(view), rows * rows, device=view.device).scatter(1, seen, 1.0)
         self.visible.cells = cells.view(-1, 1, rows, rows)
-        maps = self._twin[0].maps(view * self.visible.like(view))[::-1]
+        maps = self._masked().maps(view * self.visible.like(view))[::-1]
         x: Any = 0
         for i, up in enumerate(self.decoder):
             if i < len(self.norms):
                 level = self.norms[i](maps[i])
                 here = self.visible.like(level)
-                x = x + self.projections[i](level * here + self.tokens[i].to(level) * (1 - here))
+                token = self.tokens[i].to(level)[:, None, None]
+                x = x + self.projections[i](level * here + token * (1 - here))
             x = up(x)
-        return patches(self.last(x), self.patch_size)
+        h = maps[0].sum((2, 3)) / self.visible.like(maps[0]).sum((2, 3))
+        return patches(self.last(x), self.patch_size), h
+
+    def _masked(self) -> Any:
+        """The encoder with the same layers, each of which leaves gaps where nothing is seen."""
+        if not self._twins or self._twins[0][0] is not self.encoder:
+            self._twins = [(self.encoder, _twin(self.encoder, self.visible))]
+        return self._twins[0][1]
 
 
 def _twin(encoder: nn.Module, visible: Visible) -> Any:

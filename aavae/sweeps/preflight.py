@@ -132,7 +132,7 @@ def _possible(_: dict, cfg, asked: frozenset[str] | None, facts: _Facts) -> JobP
     data = facts.data(config["dataset"], cfg)
     described = build.architecture(cfg, data) | {"size": data.image_size}
     trainer = build.trainer(cfg, data=data, net=facts.network(described, cfg, data), meta=True, asked=asked)
-    described["clean_pass"] = trainer.settings.clean_pass == "every_step"
+    described |= {"clean_pass": trainer.settings.clean_pass == "every_step", "batch_size": trainer.loader.batch_size}
     return JobPlan(
         [],
         steps=trainer.total_steps,
@@ -153,7 +153,8 @@ def _flops(described: dict, trainer) -> float:
     """FLOP of training on one image; 0 where it cannot be counted."""
     from aavae.training.flops import training_flop
 
-    return training_flop(trainer.model, described["size"], described["clean_pass"]) or 0.0
+    how = described["size"], described["clean_pass"], described["batch_size"]
+    return training_flop(trainer.model, *how) or 0.0
 
 
 def _disk(trainer) -> int:

@@ -9,8 +9,10 @@ from aavae.models import Model
 from aavae.runtime.processes import Processes
 
 
-def training_flop(model: Model, image_size: int, clean_pass: bool) -> float | None:
+def training_flop(model: Model, image_size: int, clean_pass: bool, batch_size: int) -> float | None:
     """FLOP of one training image: all views forward and backward, and with `clean_pass` the clean image forward.
+
+    It is that of an image in a batch of `batch_size`, on which it depends where images are compared.
 
     A multiplication with its addition is two. Products of matrices, convolutions and attention are counted, as by
     `torch.utils.flop_counter`; the optimizer and what works on single numbers is not. None if `model` computes
@@ -19,7 +21,7 @@ def training_flop(model: Model, image_size: int, clean_pass: bool) -> float | No
     from torch.utils.flop_counter import FlopCounterMode
 
     twin = _on_meta(model).train()
-    n = 2  # images, for BatchNorm
+    n = max(2, batch_size)  # BatchNorm wants two
     try:
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
             x = torch.empty(n, 3, image_size, image_size)

@@ -31,6 +31,7 @@ from aavae.training.loop import Loop
 from aavae.training.trainer import Trainer
 from aavae.weights import checkpoint, encoder_file, schema
 from aavae.weights.model_card import facts
+from aavae.weights.ready import resize_of
 
 LATEST = "latest"
 
@@ -194,7 +195,8 @@ class Run:
         t, seed = self.trainer, self.config["seed"]
         origin = {"step": t.step, "precision": t.precision.name}
         if t.processes.leads:
-            self._flop = training_flop(t.model, t.dataset.image_size, t.settings.clean_pass == "every_step")
+            clean_pass, batch = t.settings.clean_pass == "every_step", t.loader.batch_size
+            self._flop = training_flop(t.model, t.dataset.image_size, clean_pass, batch)
             origin |= provenance(t.device, self.typed, seed, self.facts["data"], t.processes.world)
         self.logger.start(
             Beginning(
@@ -308,6 +310,7 @@ class Run:
             mean=t.dataset.mean,
             std=t.dataset.std,
             image_size=t.dataset.image_size,
+            resize=resize_of(self.config["dataset"]) or t.dataset.image_size,
             method=self.config["method"],
             dataset=t.dataset.name,
             data=self.facts["data"],

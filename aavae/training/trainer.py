@@ -61,6 +61,7 @@ class Trainer:
         self.loader = Loader(dataset, augmentation, batch_size, seed, device, self.processes, model.n_views)
         self._refuse_equal_views()
         self._refuse_parts()
+        self._refuse_mixed_statistics()
         self.optimizer, self.schedule = optimizer(model), schedule(self.loader.steps_per_epoch)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = precision.scaler()
@@ -92,6 +93,13 @@ class Trainer:
         if rows % accumulate or rows // accumulate < 2:
             raise UserError(
                 f"{count(rows, 'image')} a process cannot be divided into {count(accumulate, 'part')} of two or more"
+            )
+
+    def _refuse_mixed_statistics(self) -> None:
+        if self.settings.clean_pass == "every_step" and not self.model.whole:
+            raise UserError(
+                f"trainer.clean_pass=every_step would mix BatchNorm's statistics of whole images with those of what "
+                f"{type(self.model).__name__} sees of them; say trainer.clean_pass=off"
             )
 
     @property

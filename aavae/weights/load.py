@@ -12,8 +12,10 @@ from aavae.augmentations.pipeline import NoAugmentation, Pipeline
 from aavae.datasets import Dataset
 from aavae.errors import Damaged, UserError
 from aavae.models import Model
+from aavae.models.encoders import measure_output_dim
 from aavae.runtime import targets
 from aavae.weights import checkpoint, encoder_file, released, schema, unpickle
+from aavae.weights.ready import make_ready, resize_of, resize_said
 
 DATA = ("aavae.datasets.", "aavae.augmentations.")
 PORTABLE = (
@@ -68,8 +70,20 @@ class Trained:
         if "path" in changes and "path" not in node:
             raise UserError(f"dataset.path= is not for {node['_target_']}, which it was trained on")
         dataset = self._build(node | {k: v for k, v in changes.items() if k in (*node, "check", "on_error")}, chosen)
+        self._refuse_size(dataset.image_size)
         dataset.mean, dataset.std = self.mean, self.std
         return dataset
+
+    def _refuse_size(self, size: int) -> None:
+        if size == self.image_size:
+            return
+        encoder = self.model.encoder if isinstance(self.model, Model) else self.model
+        try:
+            measure_output_dim(encoder, size)
+        except Exception as error:  # networks raise what they like
+            raise UserError(
+                f"this encoder was trained on images of {self.image_size} pixels, and cannot take those of {size}"
+            ) from error
 
     def augmentation(self, dataset: Dataset, chosen: dict) -> Pipeline:
         """The augmentation it was trained with, or the one chosen instead; `auto` is the dataset's."""
@@ -193,13 +207,16 @@ def load_model(
     that holds no model or a damaged one, and where what you say is not what the file says; warns where an older
     checkpoint of a run folder is used because the last one is damaged.
     """
-    said: Said = {"stem": stem, "image_size": image_size, "dataset": dataset}
+    return _warned(path, {"stem": stem, "image_size": image_size, "dataset": dataset}, trust)[0]
+
+
+def _warned(path: str | Path, said: Said, trust: tuple[str, ...]) -> tuple[Model, dict]:
     model, state, file, note = _read(_full(path), trust, **said)
     agree(file, state, **said)
     if note:
-        warnings.warn(f"{path}: {note}", UserWarning, stacklevel=2)
+        warnings.warn(f"{path}: {note}", UserWarning, stacklevel=3)
     model.mean, model.std = tuple(state["mean"]), tuple(state["std"])
-    return model.eval()
+    return model.eval(), state
 
 
 def load_encoder(
@@ -210,26 +227,25 @@ def load_encoder(
     dataset: str | None = None,
     trust: tuple[str, ...] = (),
 ) -> nn.Module:
-    """The encoder of a run folder, checkpoint or `encoder.safetensors`, in eval mode, with `output_dim`, `mean`, `std`.
+    """The encoder of a run folder, checkpoint or `encoder.safetensors`, in eval mode.
 
-    It maps images `(B, 3, H, W)`, normalised with `mean` and `std`, to `(B, output_dim)`. Arguments and errors are
-    those of `load_model`.
+    It maps images `(B, 3, H, W)`, normalised with its `mean` and `std`, to `(B, output_dim)`. `transform` makes such a
+    tensor `(3, image_size, image_size)` of a PIL image, as probes have it; `embed(images)` gives the features `(N,
+    output_dim)` of a folder, a zip, or PIL images and paths. Arguments and errors are those of `load_model`.
     """
     path = Path(path).expanduser()
     said: Said = {"stem": stem, "image_size": image_size, "dataset": dataset}
     own = path / encoder_file.ENCODER
-    encoder: Any
     if path.suffix == ".safetensors" or own.exists():
         encoder, facts = _alone(own if own.exists() else path, trust)
         agree(path, facts, **said)
-        encoder.mean, encoder.std = facts["mean"], facts["std"]
-    else:
-        if path.is_dir() and not any(path.glob("*.pt")):
-            raise UserError(f"{path} holds neither {own.name} nor {checkpoint.LAST} nor {checkpoint.PREVIOUS}")
-        model = load_model(path, **said, trust=trust)
-        encoder = model.encoder
-        encoder.mean, encoder.std = model.mean, model.std
-    return encoder.eval()
+        return make_ready(encoder, facts["mean"], facts["std"], facts.get("image_size"), resize_said(facts))
+    if path.is_dir() and not any(path.glob("*.pt")):
+        raise UserError(f"{path} holds neither {own.name} nor {checkpoint.LAST} nor {checkpoint.PREVIOUS}")
+    model, state = _warned(path, said, trust)
+    size = state.get("image_size") or state["architecture"].get("decoder", {}).get("image_size")
+    resize = resize_of(state.get("config", {}).get("dataset", {}))
+    return make_ready(model.encoder, model.mean, model.std, size, resize)
 
 
 def _alone(path: Path, trust: tuple[str, ...]) -> tuple[nn.Module, dict]:

@@ -11,6 +11,7 @@ from aavae.models import Model
 from aavae.runs.results import read_results
 from aavae.runtime.words import epochs
 from aavae.weights.load import Trained
+from aavae.weights.ready import resize_of
 
 
 def facts_of(trained: Trained) -> tuple[nn.Module, dict]:
@@ -23,6 +24,7 @@ def facts_of(trained: Trained) -> tuple[nn.Module, dict]:
     statistics += "; accuracies are of statistics recalibrated on clean training images" if recalibrated else ""
     t = trained
     said: dict[str, Any] = {"mean": t.mean, "std": t.std, "image_size": t.image_size, "dataset": t.dataset}
+    said |= {"resize": resize_of(t.config.get("dataset", {})) or t.image_size}
     said |= {"method": t.method, "data": t.data, "epochs": t.epoch, "seed": t.seed}
     return encoder, facts(encoder, trained.architecture, statistics, **said)
 
@@ -35,6 +37,7 @@ def facts(
     mean: Sequence[float],
     std: Sequence[float],
     image_size: int | None,
+    resize: int | None,
     method: str,
     dataset: str | None,
     data: str | None,
@@ -49,6 +52,7 @@ def facts(
         "mean": list(mean),
         "std": list(std),
         "image_size": image_size,
+        "resize": resize,
         "batchnorm_statistics": statistics,
         "method": method,
         "dataset": dataset,

@@ -185,6 +185,7 @@ FACTS: dict[str, Rule] = {
     "std": _std,
     "output_dim": _pixels,
     "image_size": _pixels,
+    "resize": _pixels,
     "method": _text,
     "dataset": _text_or_none,
     "data": _text_or_none,

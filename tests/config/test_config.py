@@ -150,3 +150,35 @@ def test_an_encoder_is_one_file_and_one_yaml(tmp_path, monkeypatch):
     assert model(torch.zeros(2, 3, 16, 16), torch.zeros(2, 8)).h.shape == (2, 24)
     with pytest.raises(UserError, match="no option 'flat'"):
         build.compose(["encoder=flat"])
+
+
+PUBLISHED = {  # optimizer, its rate, decay, batch, epochs, views (objectives.md, and for mae and spark their sources)
+    "simclr": ("lars", 0.4, 1e-4, 256, 1000, "SimCLRViews"),
+    "byol": ("lars", 1.0, 1e-5, 256, 1000, "SimCLRViews"),
+    "simsiam": ("sgd", 0.5, 1e-5, 256, 1000, "SimCLRViews"),
+    "barlow": ("lars", 0.3, 1e-4, 256, 1000, "SimCLRViews"),
+    "vicreg": ("lars", 0.3, 1e-4, 256, 1000, "SimCLRViews"),
+    "moco": ("sgd", 0.3, 1e-4, 256, 1000, "SimCLRViews"),
+    "dino": ("lars", 0.3, 1e-6, 256, 1000, "SimCLRViews"),
+    "swav": ("lars", 0.6, 1e-6, 256, 1000, "SimCLRViews"),
+    "lejepa": ("lars", 0.3, 1e-4, 256, 300, "SimCLRViews"),
+    "amdim": ("adam", 2e-4, 1e-5, 200, 300, "AMDIMViews"),
+    "cpc": ("adam", 4e-5, 1e-5, 64, 1000, "AMDIMViews"),
+    "mae": ("adamw", 2e-4, 0.05, 256, 1000, "ResizedCrops"),
+    "spark": ("lamb", 2e-4, 0.04, 256, 1600, "ResizedCrops"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_presets_are_the_published_recipes(name):
+    cfg = build.compose([f"experiment=published/{name}"])
+    with torch.device("meta"):
+        data = build.dataset(cfg)
+        model = build.model(cfg, data)
+    o, views = cfg.optimizer, type(build.augmentation(cfg, data)).__name__
+    assert (o.name, o.lr, o.weight_decay, cfg.batch_size, cfg.epochs, views) == PUBLISHED[name]
+    assert type(model).__name__.lower().startswith(name) and cfg.dataset._target_.endswith("CIFAR10")
+
+
+def test_every_published_preset_is_checked():
+    assert set(PUBLISHED) == {path.stem for path in (CONF / "experiment/published").glob("*.yaml")}

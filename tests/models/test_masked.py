@@ -102,7 +102,7 @@ def test_nothing_is_known_of_hidden_pixels(name):
     model, x, seen = made(name)
     x.requires_grad_()
     model.train()
-    model.predict(x, seen).sum().backward()
+    model.predict(x, seen)[0].sum().backward()
     told = patches(x.grad.abs(), model.patch_size).sum(-1) > 0  # (B, L)
     assert torch.equal(told, ~model._hidden(seen))
 
@@ -117,7 +117,7 @@ def test_the_patches_with_the_largest_noise_are_hidden_and_only_they_count(name)
     hidden = torch.ones(4, model.noise_dim).bool().scatter(1, seen, False)
     target = patches(x, model.patch_size)
     target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-    error = (model.predict(x, seen) - target)[hidden].square().mean()
+    error = (model.predict(x, seen)[0] - target)[hidden].square().mean()
     assert loss.item() == pytest.approx(error.item(), abs=1e-10)
 
 
@@ -135,6 +135,27 @@ def test_with_all_patches_seen_mae_s_encoder_is_timm_s(pool):
     twin = timm.create_model("vit_small_patch16_224", num_classes=0, **timm_arguments(16, 4, 32, 2, 4, pool))
     twin.load_state_dict(model.encoder.state_dict())
     assert torch.equal(twin.eval()(x), model.encoder(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("vit_small_patch16_224", {"reg_tokens": 4}),
+        ("vit_small_patch16_224", {"reg_tokens": 4, "no_embed_class": True}),
+        ("vit_small_patch16_224", {"class_token": False, "global_pool": "avg"}),
+        ("vit_small_patch16_224", {"qkv_bias": False}),
+        ("deit_tiny_distilled_patch16_224", {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "+".join(value) or "plain",
+)
+def test_any_of_timm_s_vision_transformers_is_seen_as_timm_does(name, more):
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 0}
+    model = MAE(timm.create_model(name, **sizes, **more), decoder_dim=16, decoder_depth=1, decoder_heads=2).eval()
+    x, every = torch.randn(2, 3, 16, 16), torch.arange(16).expand(2, -1)
+    torch.testing.assert_close(model.visible(x, every), model.encoder.forward_features(x), atol=1e-5, rtol=1e-5)
+    model.learn(x[None], x, torch.randn(2, 16))[1]["loss"].backward()
+    idle = [n for n, p in model.encoder.named_parameters() if p.requires_grad and p.grad is None and "fc_norm" not in n]
+    assert not idle
 
 
 def test_positions_are_sines_and_cosines_that_do_not_learn():
@@ -180,7 +201,7 @@ def test_with_all_cells_seen_spark_s_encoder_is_the_encoder(training):
     model = small_spark().double().train(training)
     whole, x = copy.deepcopy(model.encoder), torch.randn(3, 3, 32, 32, dtype=torch.float64)
     model.visible.cells = torch.ones(3, 1, 4, 4)
-    for ours, known in zip(model._twin[0].maps(x), whole.maps(x), strict=True):
+    for ours, known in zip(model._masked().maps(x), whole.maps(x), strict=True):
         torch.testing.assert_close(ours, known, atol=1e-10, rtol=1e-8)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(model.encoder.state_dict()[name], value, atol=1e-12, rtol=1e-10)
@@ -193,7 +214,9 @@ def test_spark_s_encoder_is_there_once_and_its_copies_are_their_own():
     assert sum(p.numel() for p in model.parameters()) == sum(sizes)
     twin = copy.deepcopy(model)
     twin.encoder.conv1.weight.data.zero_()
-    assert not twin._twin[0].conv1.layer.weight.any() and model._twin[0].conv1.layer.weight.any()
+    assert not twin._masked().conv1.layer.weight.any() and model._masked().conv1.layer.weight.any()
+    model.encoder = resnet("basic", [1, 1, 1, 1], 8)
+    assert model._masked().conv1.layer is model.encoder.conv1
 
 
 # ---- Runs ---------------------------------------------------------------------------------------------------------
@@ -204,7 +227,9 @@ def test_a_step_learns_in_half_precision_too(method):
     trainer = build.trainer(build.compose([*settings(method), "batch_size=64", "precision=bf16"]))
     trainer.model.train()
     before = copy.deepcopy(trainer.model.encoder.state_dict())
-    losses = [trainer.train_step(next(trainer.loader.epoch(e)), measure=True)["loss"] for e in range(3)]
+    terms = [trainer.train_step(next(trainer.loader.epoch(e)), measure=True) for e in range(3)]
+    losses = [found["loss"] for found in terms]
+    assert all(0 < found["spread"] < 1.1 for found in terms)
     assert all(loss.dtype is torch.float32 and 0.3 < loss < 4 for loss in losses)
     learned = [name for name, p in trainer.model.encoder.named_parameters() if p.requires_grad]
     assert [name for name in learned if torch.equal(trainer.model.encoder.state_dict()[name], before[name])] == []
@@ -234,6 +259,14 @@ def test_a_stopped_run_ends_with_the_same_bits(train, method):
 
 
 @pytest.mark.slow
+def test_images_that_a_vit_cannot_take_are_refused_in_a_sentence(train, evaluate):
+    assert train(*settings("mae"), "epochs=1", "probe=[]", "hydra.run.dir=run").code == 0
+    ended = evaluate("run=run", "dataset=synthetic", "dataset.image_size=32", "probe=knn")
+    assert ended.code == 2 and "was trained on images of 16 pixels, and cannot take those of 32" in ended.err
+    assert ended.err.count("\n") == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SMALL)
 def test_a_run_is_judged_and_converted(train, evaluate, convert, method):
     small = (*settings(method), "epochs=1", "probe=knn", "features=[h,h_untrained]", "hydra.run.dir=run")
@@ -251,7 +284,9 @@ def test_a_run_is_judged_and_converted(train, evaluate, convert, method):
 @pytest.mark.parametrize(
     ("method", "words", "said"),
     [
-        ("mae", "encoder=resnet_tiny", "choose encoder=vit_small or vit_tiny"),
+        ("mae", "encoder=resnet_tiny", "add encoder=vit_small or vit_tiny"),
+        ("mae", "encoder=timm encoder.name=resnet10t", "from a vision transformer with positions"),
+        ("spark", "trainer.clean_pass=every_step", "would mix BatchNorm's statistics of whole images"),
         ("mae", "model.decoder_dim=15", "the first a multiple of 4 and of the last, not 15, 1, 2"),
         ("mae", "model.mask_ratio=1", "must leave some to see and some to hide"),
         ("mae", "encoder.patch_size=5", "encoder.patch_size=5 does not divide images of 16 pixels"),

@@ -72,7 +72,7 @@ def counted(trainer, size: int) -> float:
 )
 def test_flops_are_those_of_convolutions_and_linear_layers(overrides, gflop):
     trainer, size = on_meta(*overrides)
-    found = training_flop(trainer.model, size, clean_pass=False)
+    found = training_flop(trainer.model, size, clean_pass=False, batch_size=2)
     assert found == pytest.approx(counted(trainer, size), rel=0.01)
     if gflop:
         assert found == pytest.approx(gflop * 1e9, rel=0.02)
@@ -83,7 +83,7 @@ def test_flops_of_an_encoder_that_attends_are_counted_too():
     trainer, size = on_meta("dataset=cifar10", *vit, "+encoder.kwargs.img_size=32")
     # Attention is no layer: there is more than the layers' share, which here is most of it.
     layers = counted(trainer, size)
-    assert layers < training_flop(trainer.model, size, clean_pass=False) < 1.3 * layers
+    assert layers < training_flop(trainer.model, size, clean_pass=False, batch_size=2) < 1.3 * layers
 
 
 # ---- Plans --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import difflib
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from aavae.errors import UserError
@@ -23,7 +24,9 @@ def timm_model(name: str, image_size: int, kwargs: dict | None = None) -> nn.Mod
     if refused := [k for k in arguments if k.startswith(("pretrained", "checkpoint", "cache"))]:
         raise UserError(f"encoder.kwargs.{refused[0]}: pretraining starts from random weights; leave it out")
     try:
-        net: Any = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+        with torch.device("cpu"):  # some of timm's cannot be built on the meta device
+            net: Any = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+        net = net.to(torch.get_default_device())
         net.output_dim = measure_output_dim(net, image_size)
     except Exception as error:  # timm's models raise what they like
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
