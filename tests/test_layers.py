@@ -19,12 +19,12 @@ LEVELS = (
     ("loggers",),
     ("datasets",),
     ("weights", "reports"),
-    ("probes",),
+    ("probes", "embedding"),
     ("training",),
     ("build",),
     ("sweeps",),
     ("command",),
-    ("train", "evaluate", "convert", "report", "manage"),
+    ("train", "evaluate", "convert", "report", "manage", "embed"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms} | {"": len(LEVELS)}  # "": `aavae` itself
 ENTRIES = {f"aavae.{room}" for room in (*LEVELS[-1], "command")}

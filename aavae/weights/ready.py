@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from aavae.datasets import decode, to_float
-from aavae.datasets.store import Store
+from aavae.datasets.store import BadImage, Store
 from aavae.datasets.streaming import StreamedSplit
 from aavae.errors import UserError
 from aavae.runtime.device import full_float32
@@ -37,11 +37,24 @@ class Transform:
 
 
 class Pictures(StreamedSplit):
-    """The images of a folder or zip, each by `transform`, decoded by worker processes."""
+    """The images of a folder or zip, each by `transform`, decoded by worker processes; `advice` is for bad ones."""
 
-    def __init__(self, store: Store, names: list[str], transform: Callable[[Image.Image], Tensor], workers: int):
+    def __init__(
+        self,
+        store: Store,
+        names: list[str],
+        transform: Callable[[Image.Image], Tensor],
+        workers: int,
+        advice: str = "mend or remove it",
+    ):
         super().__init__(store, names, None, 0, 0, workers)
-        self.transform = transform
+        self.transform, self.advice = transform, advice
+
+    def __getitem__(self, request: int) -> Tensor | UserError:
+        try:
+            return self.clean(self.store.open(self.names[request]))
+        except BadImage as error:  # as a value: raised, it would arrive wrapped in a worker's traceback
+            return UserError(f"{error.fact}; {self.advice}")
 
     def clean(self, image: Image.Image) -> Tensor:
         """The image as the encoder takes it."""
@@ -97,7 +110,7 @@ def _batches(images: Any, transform: Callable, batch_size: int) -> Iterable[Tens
         return
     batch: list[Tensor] = []
     for image in images:
-        batch.append(transform(_opened(image)))
+        batch.append(transform(opened(image)))
         if len(batch) == batch_size:
             yield torch.stack(batch)
             batch = []
@@ -105,7 +118,8 @@ def _batches(images: Any, transform: Callable, batch_size: int) -> Iterable[Tens
         yield torch.stack(batch)
 
 
-def _opened(image: Any) -> Image.Image:
+def opened(image: Any) -> Image.Image:
+    """A PIL image, of one, of a path, or of an array. Raises UserError for a file that cannot be used."""
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, str | Path):
