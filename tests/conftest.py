@@ -70,6 +70,22 @@ def convert(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
+def runs(tmp_path, monkeypatch, capsys):
+    """`aavae-runs ARGUMENTS`."""
+    from aavae.manage import main
+
+    return command(main, "aavae-runs", tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def embed(tmp_path, monkeypatch, capsys):
+    """`aavae-embed ARGUMENTS`."""
+    from aavae.embed import main
+
+    return command(main, "aavae-embed", tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
 def quick_jobs(monkeypatch):
     """Sweeps are checked in this process, and their jobs need not import torch again."""
     from aavae.sweeps import pool, preflight

@@ -29,6 +29,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Whose images are on every machine, or made here; of other commands the model is built, without data or memory.
 AT_HAND = ("digits", "synthetic", "image_folder", "cells")
 SHORT = {"trainer.max_steps": 1, "trainer.validate_every": 0, "batch_size": 8}
+AS_TYPED = ("aavae-convert", "aavae-runs", "aavae-embed")
 MANY = 3  # jobs; a larger sweep is checked, and not run, as is one whose jobs an optimiser chooses
 SMALL = {
     "few_label": {"draws": 2},
@@ -143,13 +144,14 @@ def play(line: str, desk: Path, commands: dict) -> None:
     if len(jobs) > MANY or (grid and not grid.complete):
         arguments.append("dry_run=true")
     with own_modules(desk, findable):
-        ended = commands[program](*(arguments if program == "aavae-convert" else shortened(program, arguments)))
+        asked = arguments if program in AS_TYPED else shortened(program, arguments)
+        ended = commands[program](*asked)
     assert ended.code == 0, f"{line}\n{ended.err}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_a_page_can_be_played_from_top_to_bottom(page, desk, train, evaluate, convert, quick_jobs):
+def test_a_page_can_be_played_from_top_to_bottom(page, desk, train, evaluate, convert, runs, embed, quick_jobs):
     text, names = page.read_text(), {}
     for kind, block in re.findall(r"^```(\w+)\n(.*?)^```", text, re.S | re.M):
         if file := re.match(r"# (\S+\.(?:py|yaml))\n", block):
@@ -160,7 +162,8 @@ def test_a_page_can_be_played_from_top_to_bottom(page, desk, train, evaluate, co
                 exec(block, names)
         elif kind == "sh":
             for line in block.replace("\\\n", " ").splitlines():
-                play(line, desk, {"aavae-train": train, "aavae-evaluate": evaluate, "aavae-convert": convert})
+                commands = {"aavae-train": train, "aavae-evaluate": evaluate, "aavae-convert": convert}
+                play(line, desk, commands | {"aavae-runs": runs, "aavae-embed": embed})
     if "wandb" in sys.modules:  # its service would outlive the test
         sys.modules["wandb"].teardown()
     for path in re.findall(r"`(outputs/[\w./]+)`", text):
@@ -183,6 +186,7 @@ def test_the_evaluations_and_conversions_of_the_readme_run(desk, evaluate, conve
         return {line.split(" #")[0].strip() for line in re.findall(r"^aavae-(?:evaluate|convert) .*", text, re.M)}
 
     more = commands((ROOT / "README.md").read_text()) - commands("\n".join(page.read_text() for page in PAGES))
+    assert more
     for line in sorted(more):
         play(line, desk, {"aavae-evaluate": evaluate, "aavae-convert": convert})
 

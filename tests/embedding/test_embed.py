@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from conftest import command
 from PIL import Image
 from safetensors import safe_open
 from torchvision.transforms import functional as tvf
@@ -20,14 +19,6 @@ from aavae.datasets import to_float
 from aavae.weights.ready import Transform
 
 TRAIN = ("trainer=debug", "trainer.max_steps=2", "probe=[]", "hydra.run.dir=run")
-
-
-@pytest.fixture
-def embed(tmp_path, monkeypatch, capsys):
-    """`aavae-embed ARGUMENTS`."""
-    from aavae.embed import main
-
-    return command(main, "aavae-embed", tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -11,21 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import command
 from rich.cells import cell_len
 from run_folders import a_run, a_sweep, record
 
 from aavae.runs import status
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def runs(tmp_path, monkeypatch, capsys):
-    """`aavae-runs ARGUMENTS`."""
-    from aavae.manage import main
-
-    return command(main, "aavae-runs", tmp_path, monkeypatch, capsys)
 
 
 def ago(**span) -> str:
