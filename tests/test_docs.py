@@ -17,8 +17,10 @@ from PIL import Image
 
 from aavae import build, load_encoder
 from aavae.convert import KINDS
+from aavae.embed import OPTIONS
 from aavae.datasets.folder import ImageNet
 from aavae.errors import UserError
+from aavae.reports.shelf import FACTS
 from aavae.sweeps.grid import Grid
 from aavae.training.flops import training_flop
 from experiments.artefact import SETTINGS, parse
@@ -311,8 +313,10 @@ def test_every_setting_that_is_mentioned_exists(page, known):
         for word in shlex.split(words):
             key, equals, value = word.partition("=")
             if equals and re.fullmatch(r"[a-z_.0-9]+", key) and re.fullmatch(r"[^A-Z…<]+", value):
-                elsewhere = (key == "to" and value in KINDS) or (
-                    key in SETTINGS and parse([f"{key}={value.split('|')[0]}"])
+                elsewhere = (
+                    key in (*FACTS, "sort")
+                    or (key == "to" and value in KINDS)
+                    or (key in SETTINGS and parse([f"{key}={value.split('|')[0]}"]))
                 )
                 assert key.startswith("hydra") or elsewhere or composes(word), word
             elif re.fullmatch(
