@@ -17,8 +17,8 @@ from PIL import Image
 
 from aavae import build, load_encoder
 from aavae.convert import KINDS
-from aavae.embed import OPTIONS
 from aavae.datasets.folder import ImageNet
+from aavae.embed import OPTIONS
 from aavae.errors import UserError
 from aavae.reports.shelf import FACTS
 from aavae.sweeps.grid import Grid
@@ -314,7 +314,7 @@ def test_every_setting_that_is_mentioned_exists(page, known):
             key, equals, value = word.partition("=")
             if equals and re.fullmatch(r"[a-z_.0-9]+", key) and re.fullmatch(r"[^A-Z…<]+", value):
                 elsewhere = (
-                    key in (*FACTS, "sort")
+                    key in (*FACTS, "sort", *OPTIONS)
                     or (key == "to" and value in KINDS)
                     or (key in SETTINGS and parse([f"{key}={value.split('|')[0]}"]))
                 )
