@@ -180,7 +180,9 @@ def slowly(job: list[str]) -> preflight.JobPlan:
     except UserError as error:
         return preflight.JobPlan(job, error=str(error))
     config = build.plain(cfg)
-    flops = preflight._flops({"size": trainer.dataset.image_size, "clean_pass": True}, trainer)
+    flops = preflight._flops(
+        {"size": trainer.dataset.image_size, "clean_pass": True, "batch_size": trainer.loader.batch_size}, trainer
+    )
     flops *= trainer.total_steps * trainer.loader.batch_size
     return preflight.JobPlan(job, config, identity(config), trainer.total_steps, flops, preflight._disk(trainer), "cpu")
 
