@@ -30,11 +30,14 @@ class Table1(Artefact):
         """All methods on all datasets, and the grid of β for the VAE."""
         scale, found = runs.scale, []
         for dataset in scale.datasets:
-            alike: dict[tuple[str, ...], list[str]] = {}  # methods with the same recipe are one sweep
+            # Methods with the same recipe are one sweep, unless it has settings that only their models know.
+            alike: dict[tuple[str, ...], list[str]] = {}
             for method in methods():
                 recipe = own_recipe(runs, dataset, method)
                 if method == "vae":
                     found.append(Sweep(dataset, "loss.beta", scale.vae_betas, (*recipe, "method=vae")))
+                elif any(word.startswith("model.") for word in recipe):
+                    found.append(Sweep(dataset, "method", (method,), recipe))
                 else:
                     alike.setdefault(recipe, []).append(method)
             found += [Sweep(dataset, "method", tuple(several), recipe) for recipe, several in alike.items()]
