@@ -114,17 +114,22 @@ def _parsed(override: str) -> Override:
 
 
 def for_hydra(overrides: Sequence[str], config_dir: str | None = None, primary: str = "config") -> list[str]:
-    """The overrides, checked already, as Hydra itself wants them: with `++` where a key is new to the files chosen."""
+    """The overrides, checked already, as Hydra itself wants them.
+
+    With `++` where a key is new to the files chosen, or to those that are chosen when nothing is swept.
+    """
     parsed = parse(overrides)
     folders = sources.own_folders(config_dir, parsed)
     once = [o for o in parsed if not (o.is_sweep_override() and _is_hydras(o))]
     first = [next(iter(parse([line]))) for line in (_first(o) for o in once)]
-    base = _base(first, config_dir, primary, folders).cfg
+    bases = [_base(first, config_dir, primary, folders).cfg]
+    if any(o.is_sweep_override() for o in once):  # Hydra composes a config without what is swept, too
+        bases.append(_base([o for o in once if not o.is_sweep_override()], config_dir, primary, folders).cfg)
     found = []
     for override in parsed:
         line = _line(override)
         if not (_is_hydras(override) or _is_group(override, folders) or override.is_delete()):
-            grows = isinstance(override.value(), dict) or not _holds(base, override.key_or_group)
+            grows = isinstance(override.value(), dict) or not all(_holds(base, override.key_or_group) for base in bases)
             line = "+" * 2 * grows + line.lstrip("+") if grows or line.startswith("+") else line
         found.append(line)
     return found

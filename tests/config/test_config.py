@@ -182,3 +182,12 @@ def test_published_presets_are_the_published_recipes(name):
 
 def test_every_published_preset_is_checked():
     assert set(PUBLISHED) == {path.stem for path in (CONF / "experiment/published").glob("*.yaml")}
+
+
+def test_a_sweep_may_set_what_only_the_swept_models_have():
+    """Hydra composes a config without what is swept, where the key is not known."""
+    assert build.for_hydra(["method=amdim,yadim", "model.output_dim=16", "seed=1"]) == [
+        "method=amdim,yadim", "++model.output_dim=16", "seed=1",
+    ]  # fmt: skip
+    assert build.for_hydra(["method=amdim", "model.output_dim=16"]) == ["method=amdim", "model.output_dim=16"]
+    assert build.for_hydra(["loss.beta=0,1", "latent_dim=8"]) == ["loss.beta=0,1", "latent_dim=8"]
