@@ -4,9 +4,9 @@ import argparse
 import difflib
 import itertools
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
+from aavae import __version__
 from aavae.errors import UserError
 from aavae.runtime import exits
 
@@ -85,7 +85,7 @@ def _arguments(argv: list[str]) -> dict:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"aavae {version('aavae')}")
+    parser.add_argument("--version", action="version", version=f"aavae {__version__}")
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     known, unknown = parser.parse_known_args(argv)
     if unknown:

@@ -13,7 +13,6 @@ from aavae.errors import UserError
 from aavae.models import Model
 from aavae.runtime.device import full_float32
 from aavae.weights.load import Said, load_encoder, load_model
-from aavae.weights.ready import Transform
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -94,8 +93,3 @@ def of_timm(name: str, pretrained: bool, features: str, device: torch.device) ->
     weights = f"timm {name}, {'pretrained' if pretrained else 'random weights'}"
     compute = network if features == "h" else network.forward_features
     return Source(network, compute, transform, {"weights": weights, "features": features})
-
-
-def size_of(source: Source) -> int | None:
-    """The images' size in pixels, where it is known."""
-    return source.transform.image_size if isinstance(source.transform, Transform) else None

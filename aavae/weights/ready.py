@@ -90,7 +90,7 @@ class _Embed:
         self, images: str | Path | Iterable[Image.Image | str | Path | Any], batch_size: int = BATCH
     ) -> Tensor:
         encoder: Any = self._encoder[0]
-        found = [features for features in map(self._features, _batches(images, encoder.transform, batch_size))]
+        found = list(map(self._features, _batches(images, encoder.transform, batch_size)))
         return torch.cat(found) if found else torch.empty(0, encoder.output_dim)
 
     @torch.no_grad()

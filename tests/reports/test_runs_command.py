@@ -180,7 +180,9 @@ def test_it_is_quick_and_asks_for_no_torch(several, tmp_path):
         "try: manage.main()\nexcept SystemExit as e: assert not e.code\n"
         "heavy = {'torch', 'numpy', 'hydra', 'wandb', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=several, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=several, capture_output=True, text=True, env=env)
+    assert ended.returncode == 0 and "5 runs." in ended.stdout, ended.stderr
 
 
 # ---- One run, and two ---------------------------------------------------------------------------------------------
