@@ -22,7 +22,8 @@ from experiments.costs import ARTEFACTS as NAMED
 from experiments.costs import artefact as of
 from experiments.paper import NAMES, PUBLISHED, QUOTED, SCALES
 from experiments.runs import Runs
-from experiments.table1 import methods
+from experiments.table1 import methods, own_recipe
+from experiments.work import flop_of_an_image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,6 +70,18 @@ def test_every_method_there_is_has_a_row(tmp_path, monkeypatch):
         word for _, fixed in settings("table1", "smoke") for word in fixed
     }
     assert {f"method={m}" for m in methods()} <= found
+
+
+@pytest.mark.parametrize("typed", [[], ["epochs=10"], ["++epochs=10"]], ids=" ".join)
+def test_methods_compute_as_much_as_aavae_to_the_nearest_epoch(typed):
+    runs = Runs(SCALES["digits"], typed, Path("none"))
+    reference = (10 if typed else 20) * flop_of_an_image(tuple(runs.words("digits", ("method=aavae",))))
+    for method in ("aavae", "simclr", "cpc", "mae"):
+        recipe = own_recipe(runs, "digits", method)
+        words = runs.words("digits", (*recipe, f"method={method}"))
+        one, epochs = flop_of_an_image(tuple(words)), build.compose(words).epochs
+        assert abs(epochs * one - reference) <= one / 2, method
+    assert not any("epochs=" in word for word in own_recipe(Runs(SCALES["paper"], [], Path("x")), "CIFAR-10", "aavae"))
 
 
 def test_the_paper_s_numbers_are_the_paper_s():
