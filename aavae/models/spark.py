@@ -1,6 +1,7 @@
 """SparK (Tian et al. 2023): masked images for convolutional networks, which see nothing through the gaps."""
 
 import copy
+import itertools
 import math
 from typing import Any
 
@@ -104,22 +105,26 @@ class SparK(Masked):
             raise UserError("spark reconstructs from the maps of an encoder's stages, which only our ResNets give")
         if not all(isinstance(m, nn.BatchNorm2d) for m in encoder.modules() if "Norm" in type(m).__name__):
             raise UserError("spark knows BatchNorm only; choose another encoder")
-        shapes = _shapes(encoder, image_size)  # (channels, size), the coarsest first
+        shapes = _shapes(encoder, image_size)  # (channels, size, stage), the coarsest first
+        self.stages = [stage for *_, stage in shapes]
         stride = image_size // shapes[0][1]
         depth = round(math.log2(stride))
+        sizes = [size for _, size, _ in shapes]
         if 2**depth != stride or image_size % stride:
             raise UserError(f"spark needs images whose size is a multiple of {2**depth}, not {image_size}")
+        if any(large != 2 * small for small, large in itertools.pairwise(sizes)):
+            raise UserError(f"spark needs maps each of which is half the one before, not of {sizes[::-1]} pixels")
         if not isinstance(decoder_dim, int) or decoder_dim < 1 or decoder_dim % 2**depth:
             raise UserError(f"model.decoder_dim must be a multiple of {2**depth}, not {decoder_dim}")
         self.divide(image_size, stride if patch_size is None else patch_size, mask_ratio, round)
-        if any(max(size, rows) % min(size, rows) for _, size in shapes for rows in [image_size // self.patch_size]):
+        if any(max(size, rows) % min(size, rows) for size in sizes for rows in [image_size // self.patch_size]):
             raise UserError(
                 f"model.patch_size={self.patch_size} must divide, or be divided by, the strides of the encoder"
             )
         self.norm_pixels, self.encoder, self.visible = norm_pixels, encoder, Visible()
         self._twins: list[tuple[nn.Module, Any]] = []  # no part of it: the layers are the encoder's
         widths = [decoder_dim // 2**i for i in range(depth + 1)]
-        used = [channels for channels, _ in shapes][:depth]
+        used = [channels for channels, *_ in shapes][:depth]
         self.norms = nn.ModuleList(VisibleBatchNorm(nn.BatchNorm2d(c), self.visible) for c in used)
         self.tokens = nn.ParameterList(torch.zeros(c) for c in used)
         self.projections = nn.ModuleList(
@@ -147,7 +152,8 @@ class SparK(Masked):
         rows = view.shape[-1] // self.patch_size
         cells = torch.zeros(len(view), rows * rows, device=view.device).scatter(1, seen, 1.0)
         self.visible.cells = cells.view(-1, 1, rows, rows)
-        maps = self._masked().maps(view * self.visible.like(view))[::-1]
+        every = self._masked().maps(view * self.visible.like(view))
+        maps = [every[stage] for stage in self.stages]
         x: Any = 0
         for i, up in enumerate(self.decoder):
             if i < len(self.norms):
@@ -177,9 +183,10 @@ def _twin(encoder: nn.Module, visible: Visible) -> Any:
     return copy.deepcopy(encoder, layers)  # what is in the second argument is taken as it is
 
 
-def _shapes(encoder: nn.Module, image_size: int) -> list[tuple[int, int]]:
-    """Channels and size of the maps, the coarsest first."""
+def _shapes(encoder: nn.Module, image_size: int) -> list[tuple[int, int, int]]:
+    """Channels, size and index of the maps, the coarsest first; of those with one size the deepest."""
     twin: Any = copy.deepcopy(encoder).to("meta").eval()
     with torch.no_grad():
         maps = twin.maps(torch.empty(1, 3, image_size, image_size, device="meta"))
-    return [(x.shape[1], x.shape[-1]) for x in maps[::-1]]
+    by_size = {x.shape[-1]: (x.shape[1], x.shape[-1], stage) for stage, x in enumerate(maps)}
+    return [by_size[size] for size in sorted(by_size)]

@@ -44,7 +44,7 @@ def twin(library: str, architecture: dict) -> tuple[nn.Module, str]:
 def _resnet(architecture: dict, library: str) -> str:
     stem, channels = architecture.get("stem", "cifar"), architecture.get("channels", 64)
     if stem != "imagenet":
-        has = "3×3, stride 1" if stem == "cifar" else "7×7, stride 2"
+        has = {"cifar": "3×3, stride 1", "half": "3×3, stride 2"}.get(stem, "7×7, stride 2")
         raise UserError(
             f"the encoder's stem is {stem} ({has}, no max-pool); {library}'s ResNets have ImageNet's (7×7, stride 2, "
             "max-pool) and would compute something else; use to=encoder"

@@ -60,8 +60,8 @@ def test_every_option_composes_and_builds(option, few_images):
 @pytest.mark.parametrize(
     ("group", "names"),
     {
-        "encoder": "resnet18 resnet34 resnet50 resnet50w2 resnet50w4 resnet_tiny timm",
-        "decoder": "resnet18 resnet34 resnet50 resnet50w2 resnet50w4 resnet_tiny",
+        "encoder": "resnet18 resnet34 resnet50 resnet50w2 resnet50w4 resnet_tiny resnet_cpu timm",
+        "decoder": "resnet18 resnet34 resnet50 resnet50w2 resnet50w4 resnet_tiny shuffle",
         "dataset": "cifar10 stl10 imagenet image_folder digits synthetic",
         "augmentation": "simclr digits none",
         "method": "ae vae aaae aaae_denoise aavae aavae_mean",

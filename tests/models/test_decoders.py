@@ -193,3 +193,34 @@ def test_a_decoder_that_cannot_be_is_refused_with_what_could(changes, words):
     with pytest.raises(UserError) as refusal:
         decoder("resnet_tiny", 128, **changes)
     assert all(word in str(refusal.value) for word in words), refusal.value
+
+
+@pytest.mark.parametrize("size", [16, 32, 96])
+def test_the_shuffle_decoder_is_its_convolutions_and_shuffles(size):
+    torch.manual_seed(0)
+    net = decoder("shuffle", 256, latent_dim=8, image_size=size)
+    first, second, third = net.convs
+    plain = nn.Sequential(
+        net.linear, nn.Unflatten(1, (128, size // 8, size // 8)), nn.ReLU(), first, nn.PixelShuffle(2),
+        nn.ReLU(), second, nn.PixelShuffle(2), nn.ReLU(), third, nn.PixelShuffle(2),
+    )  # fmt: skip
+    z = torch.randn(2, 8)
+    with torch.no_grad():
+        assert net(z).shape == (2, 3, size, size)
+        torch.testing.assert_close(net(z), plain(z))
+    assert [conv.in_channels for conv in net.convs] == [128, 64, 32] and third.out_channels == 4 * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_size": 20}, ["20", "multiple of 8", "image_size", "decoder.channels"]),
+        ({"channels": []}, ["decoder.channels"]),
+        ({"channels": [8, 0]}, ["decoder.channels"]),
+    ],
+    ids=str,
+)
+def test_a_shuffle_decoder_that_cannot_be_is_refused_with_what_could(changes, words):
+    with pytest.raises(UserError) as refusal:
+        decoder("shuffle", 256, **changes)
+    assert all(word in str(refusal.value) for word in words), refusal.value

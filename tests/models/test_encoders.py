@@ -55,6 +55,25 @@ def test_the_tiny_resnet_has_16_to_128_channels():
     assert widths == [16, 32, 64, 128] and net.conv1.out_channels == 16 and net.output_dim == 128
 
 
+def test_the_resnet_for_cpus_is_torchvision_s_blocks_at_half_the_resolution():
+    torch.manual_seed(0)
+    net = encoder("resnet_cpu").eval()
+    blocks, width = [], 32
+    for planes, stride in ((32, 1), (64, 2), (128, 2), (256, 1)):
+        skip = None
+        if stride > 1 or width != planes:
+            skip = nn.Sequential(nn.Conv2d(width, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
+        blocks.append(nn.Sequential(torchvision.models.resnet.BasicBlock(width, planes, stride, skip)))
+        width = planes
+    stem = [nn.Conv2d(3, 32, 3, 2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
+    theirs = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), net.state_dict().values(), strict=True)), strict=True)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(net(images), theirs(images))
+        assert [x.shape[-1] for x in net.maps(images)] == [16, 8, 4, 4] and net.output_dim == 256
+
+
 @pytest.mark.parametrize(
     ("name", "stem", "giga"),
     [

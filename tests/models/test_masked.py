@@ -84,20 +84,21 @@ def small_mae(pool: str = "token") -> MAE:
     return MAE(vit(16, 4, 32, 2, 4, pool), decoder_dim=16, decoder_depth=1, decoder_heads=2)
 
 
-def small_spark(patch_size: int | None = None, size: int = 32) -> SparK:
+def small_spark(patch_size: int | None = None, size: int = 32, stem: str = "cifar") -> SparK:
     torch.manual_seed(0)
-    return SparK(resnet("basic", [1, 1, 1, 1], 8), size, patch_size, decoder_dim=16)
+    return SparK(resnet("basic", [1, 1, 1, 1], 8, stem), size, patch_size, decoder_dim=16)
 
 
 def made(name: str):
-    model = {"mae": small_mae, "spark": small_spark, "spark, 4": lambda: small_spark(4)}[name]().double()
+    kinds = {"spark, 4": lambda: small_spark(4), "spark, half": lambda: small_spark(stem="half")}
+    model = ({"mae": small_mae, "spark": small_spark} | kinds)[name]().double()
     size = 16 if name == "mae" else 32
     x = torch.randn(4, 3, size, size, dtype=torch.float64)
     noise = torch.randn(4, model.noise_dim, dtype=torch.float64)
     return model, x, noise.argsort(1)[:, : model.kept]
 
 
-@pytest.mark.parametrize("name", ["mae", "spark", "spark, 4"])
+@pytest.mark.parametrize("name", ["mae", "spark", "spark, 4", "spark, half"])
 def test_nothing_is_known_of_hidden_pixels(name):
     model, x, seen = made(name)
     x.requires_grad_()

@@ -11,7 +11,7 @@ from aavae.runtime.device import without_autocast
 
 SKIP_ORDERS = ("commuted", "official")
 # The resolution of the first stage is the image's divided by what the encoder's stem and stages divide it by.
-STEM_DIVISOR = {"cifar": 8, "stl": 16, "imagenet": 32}
+STEM_DIVISOR = {"cifar": 8, "half": 8, "stl": 16, "imagenet": 32}
 
 
 def _enlarge(x: Tensor, size: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from aavae.errors import UserError
 
 BLOCKS = ("basic", "bottleneck")
-STEMS = ("cifar", "stl", "imagenet")
+STEMS = ("cifar", "stl", "imagenet", "half")
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "layer": lambda channels: nn.GroupNorm(1, channels),  # over channels and pixels
@@ -62,14 +62,17 @@ class ResNet(nn.Module):
 
     def __init__(self, bottleneck: bool, layers: list[int], channels: int, stem: str, norm: str = "batch"):
         super().__init__()
-        self.conv1 = _conv(3, channels, 3) if stem == "cifar" else _conv(3, channels, 7, 2)
+        kernel, stride = {"cifar": (3, 1), "half": (3, 2)}.get(stem, (7, 2))
+        self.conv1 = _conv(3, channels, kernel, stride)
         self.bn1 = NORMS[norm](channels)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()
         width = channels
         for i, depth in enumerate(layers):
             blocks, planes = [], channels * 2**i
+            # Behind the half stem the last stage keeps its resolution, and ends with the maps of the cifar stem.
+            stride = 1 if i == 0 or (stem == "half" and i == 3) else 2
             for j in range(depth):
-                blocks.append(Block(width, planes, 2 if i > 0 and j == 0 else 1, bottleneck, norm))
+                blocks.append(Block(width, planes, stride if j == 0 else 1, bottleneck, norm))
                 width = planes * (4 if bottleneck else 1)
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         self.output_dim = width
@@ -96,8 +99,8 @@ def resnet(block: str, layers: list[int], channels: int = 64, stem: str = "cifar
     """A ResNet without its classifier, `(B, 3, H, W)` → `(B, output_dim)`, average-pooled.
 
     `channels` is the width of stem and first stage: 64, 128 (w2), 256 (w4) or 16 (tiny); stages double it. Stems:
-    `cifar` (3×3, stride 1), `stl` (7×7, stride 2), `imagenet` (7×7, stride 2, max-pool). `norm` is batch or layer.
-    Raises UserError for an unknown block, stem or norm.
+    `cifar` (3×3, stride 1), `stl` (7×7, stride 2), `imagenet` (7×7, stride 2, max-pool), `half` (3×3, stride 2; the
+    last stage has stride 1). `norm` is batch or layer. Raises UserError for an unknown block, stem or norm.
     """
     if block not in BLOCKS:
         raise UserError(f"encoder.block must be one of {', '.join(BLOCKS)}, not {block!r}")
