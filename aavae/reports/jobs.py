@@ -181,7 +181,8 @@ def _parsed(overrides: list[str]) -> dict[str, object]:
 
 
 def _value(text: str) -> object:
+    words = text.lower()  # Hydra takes True for true
     try:
-        return json.loads(text)
+        return json.loads(words if words in ("true", "false", "null") else text)
     except ValueError:
         return text

@@ -185,6 +185,12 @@ def test_jobs_that_never_began_stand_with_what_was_asked_of_them(tmp_path):
     assert rows(tmp_path)[2] | {"loss.beta": "0.001", "seed": "0", "state": "pending"} == rows(tmp_path)[2]
 
 
+def test_what_was_asked_of_them_is_read_as_hydra_reads_it(tmp_path):
+    a_sweep(tmp_path, "loss.beta=1 deterministic=true", "loss.beta=2 deterministic=True", "loss.beta=3 deterministic=no")
+    a_run(tmp_path / "0", record(), loss__beta=1.0, deterministic=True)
+    assert [row["deterministic"] for row in cells(tmp_path)] == ["true", "true", "no"]
+
+
 def test_configs_are_read_as_omegaconf_reads_them(tmp_path):
     strange = {
         "a": 1e-5,
