@@ -4,6 +4,7 @@ VENV := $(or $(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
 # Built once; a change in the requirements gives another stamp, and with it a new installation.
 STAMP := $(VENV)/.aavae-$(shell cat setup.cfg pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+DOCS := $(subst .aavae-,.aavae-docs-,$(STAMP))
 
 .PHONY: help setup demo test slow docs bench paper format clean
 help: ## show this text
@@ -30,11 +31,13 @@ test: $(STAMP) ## run the tests, but for the slow ones
 slow: $(STAMP) ## run the tests that start several runs, play the documents, or compare large networks
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m slow --durations=15
 
-# material 9.8 prints a notice of MkDocs 2.0 at each start; constraints.txt holds MkDocs at 1.6.
-docs: export NO_MKDOCS_2_WARNING = 1
-docs: $(STAMP) ## build the documents as a site in site/, with a reference and a search that work offline
-	@test -x $(BIN)/mkdocs || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	@$(BIN)/python -m mkdocs build --strict --quiet
+$(DOCS): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+# Without the variable, material prints a notice about MkDocs 2.0 at each start; constraints.txt holds MkDocs at 1.6.
+docs: $(DOCS) ## build the documents as a site that works offline
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "Open $(CURDIR)/site/index.html in a browser."
 
 bench: $(STAMP) ## measure speed here, in minutes; BENCH='augmentation --quick' measures less, BENCH=--help says what
