@@ -1,7 +1,7 @@
-"""What MkDocs is told beside mkdocs.yml: which files become pages, and a page of reference for each room of `aavae/`.
+"""Hooks of MkDocs: which files of the checkout become pages, and an API reference with a page per package.
 
-The site has the layout of the checkout. So a link such as `../experiments/LOG.md` works on GitHub and here, and no file is
-copied or rewritten.
+The site has the layout of the checkout. So a link such as `../experiments/LOG.md` works on GitHub and on the site, and
+no file is copied or rewritten.
 """
 
 import json
@@ -26,7 +26,8 @@ NEEDED = (
 
 def on_config(config):
     """The reference is the last tab."""
-    config.nav.append({"Reference": [f"{REFERENCE}/index.md", *({Path(p).stem: p} for p in reference() if "index" not in p)]})
+    first, *others = sorted(reference(), key=lambda path: not path.endswith("/index.md"))
+    config.nav.append({"Reference": [first, *({Path(path).stem: path} for path in others)]})
     return config
 
 
