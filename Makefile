@@ -4,8 +4,9 @@ VENV := $(or $(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
 # Built once; a change in the requirements gives another stamp, and with it a new installation.
 STAMP := $(VENV)/.aavae-$(shell cat setup.cfg pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+DOCS := $(subst .aavae-,.aavae-docs-,$(STAMP))
 
-.PHONY: help setup demo test slow bench paper format clean
+.PHONY: help setup demo test slow docs bench paper format clean
 help: ## show this text
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
 
@@ -30,6 +31,15 @@ test: $(STAMP) ## run the tests, but for the slow ones
 slow: $(STAMP) ## run the tests that start several runs, play the documents, or compare large networks
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m slow --durations=15
 
+$(DOCS): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+# Without the variable, material prints a notice about MkDocs 2.0 at each start; constraints.txt holds MkDocs at 1.6.
+docs: $(DOCS) ## build the documents as a site that works offline
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Open $(CURDIR)/site/index.html in a browser."
+
 bench: $(STAMP) ## measure speed here, in minutes; BENCH='augmentation --quick' measures less, BENCH=--help says what
 	@$(BIN)/python -m benchmarks $(BENCH)
 
@@ -42,4 +52,4 @@ format: $(STAMP) ## format the code
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean: ## remove the environment built here, and caches
-	@rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	@rm -rf .venv build site *.egg-info .pytest_cache .ruff_cache .mypy_cache

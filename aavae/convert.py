@@ -11,7 +11,7 @@ from aavae.errors import UserError
 from aavae.runtime import exits
 
 KINDS = {
-    "checkpoint": (".pt", "a model to load and to judge, without what training it further would need"),
+    "checkpoint": (".pt", "a model to load and to evaluate, without what is needed to continue training"),
     "encoder": (".safetensors", "the encoder, with a model card in the metadata"),
     "timm": (".safetensors", 'the same, if it loads into timm.create_model("resnet50", num_classes=0), strictly'),
     "torchvision": (".safetensors", "the same, if it loads into torchvision's resnet50 with fc=Identity(), strictly"),
@@ -92,7 +92,7 @@ def _arguments(argv: list[str]) -> dict:
         name, _, value = unknown[0].lstrip("-").partition("=")
         value = value or next((word for before, word in itertools.pairwise(argv) if before == unknown[0]), "VALUE")
         near = difflib.get_close_matches(name.replace("-", "_"), OPTIONS, 1)
-        typed = f"this is typed {near[0]}={value}" if near else "settings are typed NAME=VALUE, see --help"
+        typed = f"this is typed {near[0]}={value}" if near else "settings are written NAME=VALUE, see --help"
         raise UserError(f"there is no option {unknown[0]}; {typed}")
     words = known.words
     options = dict(word.split("=", 1) for word in words[2:] if "=" in word)
@@ -118,7 +118,7 @@ def _checked(options: dict) -> dict:
     if (replaced := options.pop("overwrite", "false")) not in ("true", "false"):
         raise UserError(f"overwrite= must be true or false, not {replaced}")
     if target.resolve() in [(source / own).resolve() for own in ("", "last.pt", "previous.pt")]:
-        raise UserError(f"{target} is what is to be converted; name another file")
+        raise UserError(f"{target} is the file to convert; name another file")
     if target.exists() and replaced == "false":
         raise UserError(f"{target} is there already; name another file, or say overwrite=true")
     if "image_size" in options:

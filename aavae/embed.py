@@ -24,8 +24,8 @@ OPTIONS = {
     "device": "auto, cpu, cuda, cuda:N, mps",
     "on_error": "fail (default), or skip: leave out images that cannot be used",
     "image_size": "of a file of the released code that does not say it, in pixels",
-    "stem": "likewise: cifar, stl or imagenet",
-    "dataset": "likewise: cifar10, stl10 or imagenet",
+    "stem": "the same for the stem: cifar, stl or imagenet",
+    "dataset": "the same for the dataset: cifar10, stl10 or imagenet",
     "trust": "a module or package of your own that the model may come from",
     "overwrite": "true: replace out",
 }
@@ -45,12 +45,12 @@ def _arguments(argv: list[str]) -> dict[str, str]:
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise UserError(f"there is no option {unknown[0]}; settings are typed NAME=VALUE, see --help")
+        raise UserError(f"there is no option {unknown[0]}; settings are written NAME=VALUE, see --help")
     given: dict[str, str] = {}
     for word in known.words:
         name, equals, value = word.partition("=")
         if not equals:
-            raise UserError(f"{word} is no setting; settings are typed NAME=VALUE, see --help")
+            raise UserError(f"{word} is not a setting; settings are written NAME=VALUE, see --help")
         if name not in OPTIONS:
             near = difflib.get_close_matches(name, OPTIONS, 1)
             raise UserError(
@@ -126,7 +126,7 @@ def _embed(
     source = _source(given, device)
     store = Store(where, skip=True if skip else None)
     names = store.check(store.names) if skip else store.names
-    advice = "mend or remove it, or leave such images out with on_error=skip"
+    advice = "repair or remove it, or leave such images out with on_error=skip"
     pictures, told = Pictures(store, names, source.transform, workers, advice), reporter()
     for note in store.notes:
         told.say(f"images      {note}")

@@ -191,7 +191,7 @@ def _tag(asked: argparse.Namespace) -> int:
 
     folder, words = shelf.called(asked.run).folder, set(asked.tags)
     if strange := [word for word in words if "=" in word or any(c.isspace() for c in word)]:
-        raise UserError(f"{strange[0]!r} is no tag: a tag is one word without =")
+        raise UserError(f"{strange[0]!r} is not a tag: a tag is one word without =")
     tags = notes.change_tags(folder, set() if asked.remove else words, words if asked.remove else set())
     print(f"{folder}: {' '.join(tags) or 'no tags'}")
     return 0

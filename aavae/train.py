@@ -48,7 +48,7 @@ class Train(Command):
         others = [word for word in others if word not in ("-m", "--multirun")]
         for word in others:
             if not word.startswith(("hydra.launcher.", "hydra/launcher=", "dry_run=")):
-                raise UserError(f"sweep.resume= goes on with what was launched before, without {word}")
+                raise UserError(f"sweep.resume= continues what was launched before, without {word}")
         codes = []
         for launch in sweeps.read(folder)["launches"]:
             where = ["--config-dir", launch["config_dir"]] if launch["config_dir"] else []

@@ -50,7 +50,7 @@ def parse(argv: list[str]) -> Asked:
     for word in argv:
         key, equals, value = word.partition("=")
         if not equals or word.startswith("-"):
-            raise UserError(f"{word} is no setting; say scale={'|'.join(SCALES)}, or overrides of aavae-train")
+            raise UserError(f"{word} is not a setting; say scale={'|'.join(SCALES)}, or overrides of aavae-train")
         if key in SETTINGS:
             settings[key] = value
         else:

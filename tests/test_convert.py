@@ -304,8 +304,8 @@ BAD = (
     ("a.ckpt empty.pt overwrite=true", "cannot write empty.pt"),  # a folder
     ("a.ckpt nowhere/out.pt", "cannot write nowhere/out.pt"),
     ("a.ckpt text.txt/out.safetensors", "cannot write text.txt/out.safetensors"),
-    ("there.pt ./there.pt overwrite=true", "there.pt is what is to be converted; name another file"),
-    ("run run/last.pt overwrite=true", "run/last.pt is what is to be converted; name another file"),
+    ("there.pt ./there.pt overwrite=true", "there.pt is the file to convert; name another file"),
+    ("run run/last.pt overwrite=true", "run/last.pt is the file to convert; name another file"),
     ("run/encoder.safetensors out.pt", "run/encoder.safetensors holds an encoder only"),
 )
 

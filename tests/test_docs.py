@@ -32,6 +32,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 AT_HAND = ("digits", "synthetic", "image_folder", "cells")
 SHORT = {"trainer.max_steps": 1, "trainer.validate_every": 0, "batch_size": 8}
 AS_TYPED = ("aavae-convert", "aavae-runs", "aavae-embed")
+# Lines of recipes.md with settings that are not here yet; to be removed with them.
+LATER = ("encoder.pretrained=", "encoder.weights=", "to=hub")
 MANY = 3  # jobs; a larger sweep is checked, and not run, as is one whose jobs an optimiser chooses
 SMALL = {
     "few_label": {"draws": 2},
@@ -133,7 +135,7 @@ def play(line: str, desk: Path, commands: dict) -> None:
     words = shlex.split(line, comments=True)
     findable = words[0] == "PYTHONPATH=."
     program, *arguments = words[findable:]
-    if program not in commands or "NAME" in line:
+    if program not in commands or "NAME" in line or any(word in line for word in LATER):
         return
     sweeping = program == "aavae-train" and "-m" in arguments
     grid = Grid([a for a in arguments if a != "-m"], None, "config") if sweeping else None
@@ -202,6 +204,12 @@ def after_methods(desk):
     assert len(list(desk.glob("multirun/*/*/last.pt"))) == 2 + 3  # those on the desk, and the sweep over beta
 
 
+def after_tutorial(desk):
+    records = [r for path in desk.glob("outputs/photos/*/results.json") for r in json.loads(path.read_text())]
+    found = {(r["probe"], r["feature"]) for r in records}
+    assert found >= {("few_label_1", "h"), ("linear_cached", "h"), ("finetune", "h")}
+
+
 def after_probes(desk):
     records = json.loads((desk / "outputs/demo/results.json").read_text())
     # What ten probes found, and the eleventh of one's own, stand beside each other.
@@ -224,6 +232,11 @@ def test_a_notebook_runs(notebook, demo, tmp_path, monkeypatch):
             assert cell["outputs"] == [] and cell["execution_count"] is None
             exec("".join(cell["source"]).replace("plt.show()", "plt.close()"), names)
     globals()[f"after_{notebook.stem}"](names)
+
+
+def after_embed_images(names):
+    assert names["features"].shape == (1797, 128)
+    assert 0.2 < names["accuracy"] <= 1
 
 
 def after_load_an_encoder(names):

@@ -102,7 +102,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         return [_parsed(override) for override in overrides]
     except HydraException as error:
         if words := [o for o in overrides if "=" not in o and not o.startswith("~")]:
-            raise UserError(f"{words[0]!r} is no setting: settings are typed key=value; see --help") from error
+            raise UserError(f"{words[0]!r} is not a setting: settings are written key=value; see --help") from error
         hint = next((h for o in overrides if reads([o]) is None and (h := hints.requoted(o, reads))), "")
         hint = hint.replace("\n", "\\n")
         raise UserError(hint or f"cannot read the overrides: {_one_line(error)}") from error
@@ -173,7 +173,7 @@ def folder(
         job.set_config(cfg)  # for ${hydra:…}
         return str(OmegaConf.select(cfg, key, throw_on_missing=True))
     except OmegaConfBaseException as error:
-        raise UserError(f"{key} cannot be told before a job has begun: {_one_line(error)}") from error
+        raise UserError(f"{key} is not known before a job has started: {_one_line(error)}") from error
     finally:
         job.cfg = before
 
@@ -298,7 +298,7 @@ def _sentences(folders: Sequence[Path] = ()) -> Iterator[None]:
             if group.startswith("hydra."):
                 raise UserError(f"there is no key {group!r}; --cfg hydra shows all keys of Hydra") from error
             if group in sources.groups(folders) - sources.groups():
-                raise UserError(f"{group} is a group of your own; choose of it with +{group}=") from error
+                raise UserError(f"{group} is a group of your own; choose an option with +{group}=") from error
             raise UserError(f"{absent[1]} is not chosen here; --help lists what can be") from error
         raise UserError(_one_line(error.__cause__ or error if not str(error) else error)) from error
 

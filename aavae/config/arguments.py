@@ -41,7 +41,7 @@ def arguments(words: Sequence[str], primary: str) -> argparse.Namespace:
     if asked.config_name or asked.config_path:
         raise UserError("there is one primary config; add your own with --config-dir and choose among them")
     if asked.experimental_rerun:
-        raise UserError("--experimental-rerun is not supported: the same command again goes on with its run")
+        raise UserError("--experimental-rerun is not supported: the same command again continues its run")
     modes = [name for name in ONE if getattr(asked, name)]
     if asked.multirun and asked.cfg:
         raise UserError("--cfg shows the config of one job; leave out -m, and choose one value of each")

@@ -73,7 +73,7 @@ def _shift(image: Image.Image) -> int | None:
         return 8
     if image.mode in ("I", "F"):
         kind = "32-bit integers" if image.mode == "I" else "32-bit floats"
-        raise Unreadable(f"holds {kind}, whose black and white nobody knows; save it with 8 or 16 bits a channel")
+        raise Unreadable(f"holds {kind}, whose range of values is unknown; save it with 8 or 16 bits a channel")
     if image.mode == "LAB":
         raise Unreadable("is in the colour space LAB; save it in RGB")
     return None

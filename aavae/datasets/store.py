@@ -45,7 +45,7 @@ class BadImage(UserError):
         return f"the image {self.name} in {self.path} {self.reason}"
 
     def __str__(self) -> str:
-        return f"{self.fact}; mend or remove it"
+        return f"{self.fact}; repair or remove it"
 
 
 class Store:
@@ -187,7 +187,7 @@ class Store:
         advice = "" if self.skip is None else ", or leave out what cannot be used with dataset.on_error=skip"
         if len(bad) == 1:
             raise UserError(f"{bad[0]}{advice}")
-        raise UserError(f"{len(bad):,} images in {self.path} cannot be used: {named}; mend or remove them{advice}")
+        raise UserError(f"{len(bad):,} images in {self.path} cannot be used: {named}; repair or remove them{advice}")
 
     def fingerprint(self, names: list[str], labels: Tensor | None) -> str:
         """Eight letters of a hash of names, sizes and labels, and eight of one of all bytes (their CRC-32), which are

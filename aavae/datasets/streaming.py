@@ -94,7 +94,7 @@ class StreamedSplit:
                 return self.clean(self.store.open(self.names[request]))
             return self.crops(*request)
         except BadImage as error:  # as a value: raised, it would arrive wrapped in a worker's traceback
-            return UserError(f"{error.fact}; put a whole copy of it there, and the same command goes on")
+            return UserError(f"{error.fact}; put an undamaged copy there; the same command then continues")
 
     def stream(self, requests) -> Iterator:
         """Batches answering an iterable of lists of requests, each by `__getitem__`, in worker processes."""

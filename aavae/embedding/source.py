@@ -86,8 +86,8 @@ def of_timm(name: str, pretrained: bool, features: str, device: torch.device) ->
     except Exception as error:  # the hub's client raises what it likes
         reason = f"{type(error).__name__}: {error}".splitlines()[0].partition(". ")[0]
         raise UserError(
-            f"the weights of {name} cannot be had ({reason}); download them where there is a network, by the same "
-            "command, or say pretrained=false for random ones"
+            f"the weights of {name} are not available ({reason}); download them where there is a network, with the "
+            "same command, or say pretrained=false for random ones"
         ) from error
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
     weights = f"timm {name}, {'pretrained' if pretrained else 'random weights'}"

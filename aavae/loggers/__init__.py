@@ -105,7 +105,7 @@ class Loggers:
                 if getattr(logger, "indispensable", False):
                     raise
                 self._lost.add(name)
-                print(f"the logger {name} failed ({first_line(error)}); the run goes on without it", file=sys.stderr)
+                print(f"the logger {name} failed ({first_line(error)}); the run continues without it", file=sys.stderr)
         return answers
 
     def close(self, failed: bool = False) -> None:

@@ -64,7 +64,7 @@ class WandB:
             self.run = self._begin(mode, arguments)
         except wandb.errors.CommError as error:
             reason = f"Weights & Biases cannot be reached ({first_line(error)})"
-            print(f"{reason}; the run goes on offline", file=sys.stderr)
+            print(f"{reason}; the run continues offline", file=sys.stderr)
             self.run = self._begin("offline", arguments)
         self.run.define_metric("*", step_metric="step")
         for looks in ("val/*", "train_eval/*", "probe/*"):  # made at the end of an epoch

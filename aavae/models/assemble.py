@@ -39,5 +39,5 @@ def model_class(target: str | None, allowed: tuple[str, ...] = ARCHITECTURES) ->
         return AutoEncoder
     kind = builder({"_target_": target}, (*allowed, "aavae.models."))
     if not isinstance(kind, type) or not issubclass(kind, Model):
-        raise UserError(f"{target} is no model: a subclass of aavae.models.Model is needed")
+        raise UserError(f"{target} is not a model: a subclass of aavae.models.Model is needed")
     return kind

@@ -150,7 +150,7 @@ class Representations:
                 return f"{name} needs a checkpoint of the whole model; this file holds an encoder"
             return f"this model has no {name}, only {' and '.join(['h', *self._own])}"
         if name == "h_untrained" and self._untrained is None:
-            return "nobody knows how this encoder was initialised"
+            return "it is unknown how this encoder was initialised"
         largest = self.dataset["train" if self.dataset.labelled else "pretrain_val"]
         pixels = 3 * self.dataset.image_size**2 * 4 * len(largest)
         if name == "pixels" and pixels > PIXEL_BYTES:

@@ -27,7 +27,7 @@ def read(folder: Path) -> Notes:
     except FileNotFoundError:
         return Notes([], [])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / NOTES} is damaged ({error}); mend it, or delete it") from error
+        raise UserError(f"{folder / NOTES} is damaged ({error}); repair it, or delete it") from error
 
 
 def add_note(folder: Path, text: str) -> None:

@@ -19,7 +19,7 @@ def builder(node: dict, allowed: tuple[str, ...] = ARCHITECTURES) -> Callable[..
     Raises UserError for a target outside the `allowed` module prefixes: a checkpoint may not name just any function.
     """
     if not isinstance(node, dict) or "_target_" not in node:
-        raise UserError(f"{node!r} does not name what is to be built as _target_")
+        raise UserError(f"{node!r} does not name the class to build as _target_")
     target = str(node["_target_"])
     module, _, name = target.rpartition(".")
     refusal = f"{target} is not among what a model may be built from ({'*, '.join(allowed)}*)"

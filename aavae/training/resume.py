@@ -33,7 +33,7 @@ def restore(trainer, state: dict, origin: str) -> None:
     """Continue from a checkpoint. Raises UserError if it does not fit, or cannot be trained to `epochs`; Damaged where
     another checkpoint of the same run may do."""
     if "optimizer" not in state:
-        raise UserError(f"{origin} holds a model to judge; what continuing its training would need is not in it")
+        raise UserError(f"{origin} holds a model to evaluate; it does not hold what is needed to continue training")
     schema.check(state, {}, origin, schema.CONTINUED)
     if state["steps_per_epoch"] != trainer.loader.steps_per_epoch:
         raise UserError(

@@ -163,7 +163,7 @@ class Run:
         try:
             found = checkpoint.find(self.folder, schema.JUDGED, restore)
         except Damaged as error:
-            raise UserError(f"{error}; resume=never starts the run afresh") from error
+            raise UserError(f"{error}; resume=never starts the run again") from error
         if found is None:
             self._refuse_a_lost_checkpoint()
             return {}
@@ -224,13 +224,13 @@ class Run:
         if (saved := (before or {}).get("saved")) is not None:
             raise UserError(
                 f"{self.folder} had a checkpoint of step {saved:,}, which is gone; put {checkpoint.LAST} back, "
-                "or start the run afresh with resume=never"
+                "or start the run again with resume=never"
             )
 
     def _refuse_another_run(self, state: dict) -> None:
         before, now = identity_config(state["config"]), identity_config(self.config)
         changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
-        ways_out = "name another hydra.run.dir=, or start it afresh with resume=never"
+        ways_out = "name another hydra.run.dir=, or start it again with resume=never"
         if changed:
             listed = ", ".join(f"{k}={before.get(k)} (now {now.get(k)})" for k in changed[:4])
             more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""

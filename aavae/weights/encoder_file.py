@@ -47,7 +47,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict]:
         if "architecture" not in metadata:
             raise ValueError("it does not say its architecture")
         if DIGEST not in metadata:
-            raise Damaged(path, "has no digest, by which to tell whether it is damaged; write it anew by aavae-convert")
+            raise Damaged(path, "has no digest that shows whether it is damaged; write it again with aavae-convert")
         if metadata[DIGEST] != digest(header, content):
             raise Damaged(path, "is damaged: its content is not what its digest says")
         tensors = safetensors.torch.load(data)

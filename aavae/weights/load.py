@@ -256,7 +256,7 @@ def _alone(path: Path, trust: tuple[str, ...]) -> tuple[nn.Module, dict]:
             raise
         # Not loaded instead: its BatchNorm statistics may be others, and the features with them.
         way_out = f"{last} holds the encoder too, with the BatchNorm statistics of training"
-        raise Damaged(path, f"{error.reason}; {way_out}; the command of the run writes {path.name} anew") from error
+        raise Damaged(path, f"{error.reason}; {way_out}; the command of the run writes {path.name} again") from error
 
 
 def _full(path: str | Path) -> Path:

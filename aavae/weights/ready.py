@@ -45,7 +45,7 @@ class Pictures(StreamedSplit):
         names: list[str],
         transform: Callable[[Image.Image], Tensor],
         workers: int,
-        advice: str = "mend or remove it",
+        advice: str = "repair or remove it",
     ):
         super().__init__(store, names, None, 0, 0, workers)
         self.transform, self.advice = transform, advice

@@ -157,11 +157,11 @@ def _dataset(path: Path, kernel: int, given: dict, stem: str | None, dataset: st
     facts(dataset)  # is a name at all
     named = given.get("dataset")
     if named is not None and named not in DATASETS and dataset is None:
-        raise UserError(f"{path} was trained on {named!r}; say by dataset= whose stem, mean and std it has")
+        raise UserError(f"{path} was trained on {named!r}; say with dataset= whose stem, mean and std it has")
     left = [name for name in DATASETS if possible(name)]
     if not left:
         its = given.get("dataset") or "a max-pool after it"
-        raise UserError(f"{path} has a first convolution of {kernel}×{kernel}, which does not go with {its}")
+        raise UserError(f"{path} has a first convolution of {kernel}×{kernel}, which does not fit {its}")
     note = None
     if len(left) > 1 or named not in (None, *DATASETS):
         left = [name for name in left if said(name)]

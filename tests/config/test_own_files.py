@@ -146,7 +146,7 @@ def test_a_setting_that_a_file_lacks_may_be_typed_and_one_it_must_have_is_missed
 def test_a_group_of_one_s_own_is_chosen_with_a_plus(tmp_path):
     write(tmp_path, "extra/a", "width: 5\n")
     assert build.compose(["+extra=a", "extra.width=7"], str(tmp_path)).extra.width == 7
-    with pytest.raises(UserError, match=r"extra is a group of your own; choose of it with \+extra="):
+    with pytest.raises(UserError, match=r"extra is a group of your own; choose an option with \+extra="):
         build.compose(["extra=a"], str(tmp_path))
 
 

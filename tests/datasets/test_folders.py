@@ -445,7 +445,7 @@ def test_without_a_check_the_first_step_comes_sooner(tmp_path, monkeypatch):
     root = save(tmp_path, classes(""))
     spoil(root, "dog/05.png")
     data = loaded(root, in_memory=False, workers=0, check=False, mean=[0.5] * 3, std=[0.2] * 3)
-    with pytest.raises(UserError, match=r"dog/05\.png.*put a whole copy"):
+    with pytest.raises(UserError, match=r"dog/05\.png.*put an undamaged copy"):
         for part in sizes(data):
             list(data[part].batches(8))
     with pytest.raises(UserError, match=r"dataset\.check"):

@@ -228,7 +228,7 @@ def test_what_a_method_s_recipe_says_may_be_overridden():
     [
         ("table1", "scale=huge", "scale must be paper or cpu or digits or smoke"),
         ("table1", "against=time", "against must be epochs or pflop or hours"),
-        ("table1", "--quick", "--quick is no setting"),
+        ("table1", "--quick", "--quick is not a setting"),
         ("figure3", "loss.beta=1", "figure3 chooses loss.beta itself"),
         ("figure4", "+batch_size=3", "figure4 chooses batch_size itself"),
         ("table1", "loss.target=view", "table1 chooses loss.target itself"),

@@ -213,7 +213,7 @@ def test_one_that_fails_is_said_once_and_left_out(tmp_path, capsys, moment):
         both.results([RESULT])
         assert both.state().keys() == {"broken", "fine"}
     both.close()
-    assert capsys.readouterr().err == "the logger broken failed (gone); the run goes on without it\n"
+    assert capsys.readouterr().err == "the logger broken failed (gone); the run continues without it\n"
     assert [name for name, *_ in fine.calls] == ["start", *["log", "picture", "results", "state"] * 2, "close"]
     assert [name for name, *_ in broken.calls].count(moment) == 1 and broken.calls[-1][0] == "close"
 
@@ -274,7 +274,7 @@ def test_a_run_goes_on_without_a_dashboard_that_fails(train, monkeypatch):
     monkeypatch.setattr(WandB, "log", breaks)
     ended = train("trainer=debug", "hydra.run.dir=run", "epochs=1", "probe=[]", "logger=wandb")
     assert ended.code == 0
-    assert ended.err == "the logger wandb failed (Connection lost); the run goes on without it\n"
+    assert ended.err == "the logger wandb failed (Connection lost); the run continues without it\n"
     assert lines(Path("run"))[-1]["step"] == 8
     steps = {row["step"] for row in wandb_reader.history(Path("run")) if "train/loss" in row}
     assert steps == {4} and wandb_reader.exit_code(Path("run")) == 0

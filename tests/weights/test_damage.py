@@ -203,7 +203,7 @@ def test_a_damaged_encoder_is_refused_until_the_run_writes_it_anew(train, conver
     with pytest.raises(Damaged, match=r"is damaged: its content is not what its digest says; .*run/last.pt holds the"):
         aavae.load_encoder(run)
     ended = convert("run", "b.safetensors")
-    assert ended.code == 2 and "the command of the run writes encoder.safetensors anew" in ended.err
+    assert ended.code == 2 and "the command of the run writes encoder.safetensors again" in ended.err
     assert train(*DEBUG, "epochs=1").code == 0
     assert aavae.load_encoder(run)
 

@@ -30,7 +30,7 @@ def test_images_that_the_released_code_has_not_are_asked_for(tmp_path):
     path = lightning_files.write(
         tmp_path / "svhn.ckpt", model.state_dict(), lightning_files.CIFAR | {"dataset": "svhn"}
     )
-    with pytest.raises(UserError, match="was trained on 'svhn'; say by dataset= whose stem, mean and std it has"):
+    with pytest.raises(UserError, match="was trained on 'svhn'; say with dataset= whose stem, mean and std it has"):
         load_model(path)
     assert load_model(path, dataset="cifar10").architecture["encoder"]["stem"] == "cifar"
 

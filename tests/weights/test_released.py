@@ -351,6 +351,6 @@ def test_a_silent_checkpoint_is_judged_on_what_one_names(lightnings, photos, eva
 
 def test_a_released_model_cannot_be_trained_further(lightnings, train, tmp_path):
     convert(lightnings(), tmp_path / "converted.pt", "checkpoint")
-    for name, words in (("converted.pt", "holds a model to judge"), ("released.ckpt", "cannot be read")):
+    for name, words in (("converted.pt", "holds a model to evaluate"), ("released.ckpt", "cannot be read")):
         ended = train("trainer=debug", "hydra.run.dir=run", f"resume={name}")
         assert ended.code == 2 and words in ended.err and ended.err.count("\n") == 1
