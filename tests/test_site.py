@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 # A name in angle brackets without backticks, such as <class>, would be read as a tag.
 TAGS = """
     a article aside base blockquote body br button circle code dd details div dl dt em footer form h1 h2 h3 h4 h5 h6
-    head header hr html img input label li link main meta nav ol p path pre script section small span strong style summary
-    svg table tbody td th thead time title tr ul
+    head header hr html img input label li link main meta nav ol p path pre script section small span strong style
+    summary svg table tbody td th thead time title tr ul
 """
 
 
