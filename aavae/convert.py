@@ -19,8 +19,8 @@ KINDS = {
 OPTIONS = {
     "to": f"{', '.join(KINDS)}; by default encoder for .safetensors, checkpoint for .pt",
     "dataset": "cifar10, stl10 or imagenet: for a file of the released code that does not say it",
-    "stem": "cifar, stl or imagenet: likewise",
-    "image_size": "in pixels: likewise",
+    "stem": "cifar, stl or imagenet: for such a file too",
+    "image_size": "in pixels: for such a file too",
     "trust": "a module or package of your own that the model may come from",
     "overwrite": "true: replace OUT",
 }
