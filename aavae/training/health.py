@@ -23,7 +23,7 @@ LINES = 3  # in a row that must be wrong: one may be an accident, and a collapse
 LOOKS = 2  # in a row, of validations
 # Lines, and steps, after the warm-up by which a loss must have moved. It is asked only until it has: a plateau later on
 # is how most trainings end.
-FLAT_LINES, FLAT_STEPS, BLOCKS = 20, 200, 5
+FLAT_LINES, FLAT_STEPS, BLOCKS = 20, 500, 5
 # Times the standard error of a block's mean: five such means of mere noise are hardly ever further apart.
 NOISE = 6.0
 # Of the median of the images/s before. Several lines in a row, and a minute: a pause, or a busy machine, is no fault.
