@@ -138,4 +138,4 @@ def test_what_is_out_of_range_is_refused(wrong):
 
 def test_a_classifier_that_diverges_is_an_error(encode):
     with pytest.raises(UserError, match="diverged"):
-        Protocols(epochs=1, batch_size=32, steps=2, lr=1e300).run(encode, encode.dataset)
+        Protocols(epochs=20, batch_size=256, steps=2, lr=3e38).run(encode, encode.dataset)
