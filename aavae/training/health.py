@@ -11,8 +11,9 @@ from typing import NamedTuple, Protocol
 # Of `spread`, 0 where all images have one vector. Heads without normalisation (DINO's) begin near 0.1 and learn at
 # 0.03; what has collapsed is orders of magnitude below.
 COLLAPSED = 0.01
-# Of `rank`, the number of directions in which the vectors vary: what lies on a line can hardly tell ten classes apart.
-LINE = 1.5
+# Of `rank`, the number of directions in which the vectors vary: what stays on a line can hardly tell ten classes apart.
+# MoCo and SwAV pass through ranks of 1.1 to 2 while they begin, so it must last.
+LINE, LINE_LINES = 1.3, 20
 # Of `sigma_mean`: a thousand times the floor of σ; beside μ of any usual size such a noise is none.
 NO_NOISE = 1e-3
 # Of `mu_norm`: draws of N(0, I) have ‖z‖ = √D, 11 for 128 latents; digits end near 10.
@@ -181,6 +182,7 @@ def bounds() -> list[Rule]:
             "the compared vectors vary along one direction only (rank {value}, below {limit}); a smaller optimizer.lr "
             "or a larger batch_size often helps",
             above=True,
+            lines=LINE_LINES,
         ),
         Bound(
             "noise",

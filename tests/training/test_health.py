@@ -40,11 +40,12 @@ BOUNDS = {
 @pytest.mark.parametrize("name", BOUNDS)
 def test_a_metric_beyond_its_limit_is_said_once_and_again_after_it_was_well(name):
     metric, bad, good = BOUNDS[name]
-    lines = [good, bad, good, *[bad] * 6, good, *[bad] * 6]
-    found = said([{metric: value} for value in lines])
     rule = next(rule for rule in health.bounds() if rule.name == name)
-    first = 3 + rule.lines
-    assert [(step, n) for step, n, _ in found] == [(50 * first, name), (500, name), (500 + 50 * rule.lines, name)]
+    many = rule.lines + 3
+    found = said([{metric: value} for value in [good, bad, good, *[bad] * many, good, *[bad] * many]])
+    first, over = 3 + rule.lines, 4 + many
+    again = over + rule.lines
+    assert [(step, n) for step, n, _ in found] == [(50 * i, name) for i in (first, over, again)]
     assert found[1][2] is None
     sentence = found[0][2]
     assert sentence.startswith(f"warning: {name} at step {50 * first:,} (epoch {first / 10:g}): ")
@@ -54,9 +55,9 @@ def test_a_metric_beyond_its_limit_is_said_once_and_again_after_it_was_well(name
 @pytest.mark.parametrize("name", BOUNDS)
 def test_what_hovers_at_a_limit_is_not_said_again_and_again(name):
     metric, bad, good = BOUNDS[name]
-    limit = next(rule for rule in health.bounds() if rule.name == name).limit
-    hovering = limit * (1.5 if good > bad else 0.7)
-    assert len(said([{metric: value} for value in [bad] * 3 + [hovering, bad, bad, bad] * 4])) == 1
+    rule = next(rule for rule in health.bounds() if rule.name == name)
+    hovering = rule.limit * (1.5 if good > bad else 0.7)
+    assert len(said([{metric: value} for _ in range(4) for value in [*[bad] * rule.lines, hovering]])) == 1
 
 
 @pytest.mark.parametrize("name", BOUNDS)
