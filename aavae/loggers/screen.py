@@ -127,10 +127,12 @@ def results_tables(records: list[dict]) -> list[Table]:
     tables: list[Table] = []
     measured: dict[tuple[str, str], list[dict]] = {}
     for r in records:
-        if not r["metric"].startswith("accuracy"):
+        if not r["metric"].startswith(("accuracy", "points")):
             measured.setdefault((r["probe"], r["split"]), []).append(r)
     if any(r["metric"] == "accuracy" and r["split"] == "test" for r in records):
         tables.append(accuracy_table(records))
+    chosen = dict.fromkeys((r["probe"], r["feature"]) for r in records if r["metric"].startswith("points_"))
+    tables += [choices_table([r for r in records if (r["probe"], r["feature"]) == of]) for of in chosen]
     return tables + [measures_table(f"{probe}, {split} images", found) for (probe, split), found in measured.items()]
 
 
@@ -156,6 +158,26 @@ def accuracy_table(records: list[dict]) -> Table:
             counted = f"of the first {r['n']:,} images, as the released code counted: {100 * r['value']:.2f}"
             table.caption = f"{PROBES.get(r['probe'], r['probe'])}, h, {counted}"
             table.caption_justify = "left"
+    return table
+
+
+def choices_table(records: list[dict]) -> Table:
+    """The accuracies `accuracy_<row>` of a probe in percent, and what sets each apart from another row: `points_<row>`,
+    whose protocol says what was changed, ± `points_se_<row>`."""
+    found = {r["metric"]: r for r in records}
+    first = records[0]
+    feature = FEATURES.get(first["feature"], first["feature"])
+    table = Table(title=f"{first['probe']}, {feature}, {first['n']:,} {first['split']} images", title_justify="left")
+    table.add_column("protocol", no_wrap=True)
+    table.add_column("%", justify="right", no_wrap=True)
+    table.add_column("points ± se", justify="right", no_wrap=True)
+    table.add_column("what was changed")
+    for metric, r in found.items():
+        kind, _, row = metric.partition("_")
+        if kind == "accuracy":
+            points = found.get(f"points_{row}")
+            apart = f"{points['value']:+.1f} ± {found[f'points_se_{row}']['value']:.1f}" if points else "–"
+            table.add_row(row, f"{100 * r['value']:.1f}", apart, points["protocol"] if points else r["protocol"])
     return table
 
 

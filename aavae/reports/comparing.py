@@ -11,6 +11,7 @@ from rich.text import Text
 
 from aavae.loggers.screen import duration, results_tables, shown
 from aavae.reports.columns import ABSENT, same, text
+from aavae.reports.jobs import one_line
 from aavae.reports.shelf import Run
 from aavae.runs.provenance import PROVENANCE
 from aavae.runs.results import name_of
@@ -50,6 +51,8 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "trained", f"{run.method} on {run.dataset}, seed {job.seed}, {_epochs(run)}"
     if (score := job.number("score")) is not None:
         yield "score", f"{score:.4g}, on validation images"
+    for warning in said.get("warnings") or ():
+        yield "warning", one_line(str(warning)).removeprefix("warning: ")
     if command := said.get("command"):
         yield "command", str(command)
     for session in sessions_of(run.folder)[-1:]:

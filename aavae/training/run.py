@@ -348,6 +348,7 @@ class Run:
             "devices": t.processes.world,
             "images_per_second": r.speed,
             "seconds_left": r.left,
+            "warnings": list(t.health.said.values()),
         }
 
     def _say(self, heart: status.Heart, state: str, reason: str | None = None) -> None:
