@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from aavae import __version__, build
+from aavae.config.schema import NAMED
 from aavae.errors import GaveUp, UserError
 from aavae.runtime import caches, exits, files, signals, slurm
 from aavae.runtime.words import count, wrapped
@@ -57,7 +58,8 @@ class Command:
         raise NotImplementedError
 
     def work(self, built: Any, cfg: DictConfig, folder: Path, name: str, group: str | None) -> float | None:
-        """Do the job in its folder and return its score; `name` and `group` (a sweep) are for dashboards."""
+        """Do the job in its folder and return its score; `name` (of a job, or "") and `group` (a sweep) are for
+        dashboards."""
         raise NotImplementedError
 
     def estimate(self, built: Any) -> float:
@@ -216,11 +218,11 @@ class Task:
             return self.sweep.run_alone(list(job.overrides.task), job.job.num, folder, build.plain(cfg))
         try:
             with self.prepared or self.command.prepare(cfg) as built:
-                name, group = job.job.override_dirname, None
+                name, group = "", None
                 if sweeping:
-                    group = Path(job.sweep.dir).name
+                    name, group = job.job.override_dirname, Path(job.sweep.dir).name
                 elif "sweep" in cfg:  # a job in a process of its own, or a run that was named
-                    name, group = cfg.sweep.job or name, cfg.sweep.name
+                    name, group = cfg.sweep.job or "", cfg.sweep.name
                 return self.command.work(built, cfg, folder, name, group)
         except KeyboardInterrupt as error:
             self.error = error
@@ -275,8 +277,17 @@ def _options(config_dir: str | None, group: str) -> str:
 
 def _dials(primary: str) -> str:
     """The dials with their comments, for the help text: what stands between the defaults and Hydra's own settings."""
-    text = (resources.files("aavae.conf") / f"{primary}.yaml").read_text()
+    text = (resources.files("aavae.conf") / f"{primary}.yaml").read_text(encoding="utf-8")
     return text.split("\n\n")[1].replace("$", "$$")  # Hydra's help is a string.Template
+
+
+def chosen(config: dict) -> dict[str, str | list[str]]:
+    """The options that the job which Hydra runs now has chosen of each group: of `probe` and `logger` all of them, and
+    none of a part that its model, by the plain `config`, does not take."""
+    found = {str(g): str(option) for g, option in HydraConfig.get().runtime.choices.items() if option is not None}
+    found = {group: option for group, option in found.items() if not group.startswith("hydra/")}
+    unused = {group: "none" for group in found if config.get(group) == {"_target_": None}}
+    return found | unused | {group: list(config[group]) for group in NAMED}
 
 
 def under_wandb_agent() -> bool:

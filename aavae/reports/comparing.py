@@ -20,7 +20,7 @@ from aavae.runtime.words import count
 def sessions_of(folder: Path) -> list[dict]:
     """The sessions in a run's provenance.json; none where it has none that can be read."""
     try:
-        found = json.loads((folder / PROVENANCE).read_text())
+        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
