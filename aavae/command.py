@@ -24,6 +24,7 @@ from aavae import __version__, build
 from aavae.config.schema import NAMED
 from aavae.errors import GaveUp, UserError
 from aavae.runtime import caches, exits, files, signals, slurm
+from aavae.runtime.output import complain
 from aavae.runtime.words import count, wrapped
 from aavae.sweeps.grid import Grid
 from aavae.sweeps.sweep import Multirun
@@ -182,7 +183,7 @@ class Command:
         if task.error:
             raise task.error
         if task.failed:
-            print(f"{self.name}: {count(task.failed, 'job')} failed", file=sys.stderr)
+            complain(f"{self.name}: {count(task.failed, 'job')} failed")
         return 1 if task.failed else 0
 
     def typed(self, again: bool = False) -> str:
@@ -234,7 +235,7 @@ class Task:
             if not isinstance(error, UserError):
                 traceback.print_exc()
             which = f"job {job.job.num} ({job.job.override_dirname})"
-            print(f"{self.command.name}: {which} failed: {error}", file=sys.stderr)
+            complain(f"{self.command.name}: {which} failed: {error}")
         finally:
             _remove_if_nothing_was_begun(folder)
         self.failed += 1

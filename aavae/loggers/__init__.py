@@ -3,12 +3,12 @@
 import contextlib
 import dataclasses
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from aavae.errors import first_line
+from aavae.runtime.output import complain
 from aavae.runtime.words import shortened
 
 
@@ -16,8 +16,8 @@ from aavae.runtime.words import shortened
 class Beginning:
     """What a logger is told when a run starts or goes on: where, from which step, under which names.
 
-    `job_type` is pretrain, evaluate or report; `chosen` are the options of the config's groups; `remembered` is what the
-    logger's `state` was in the checkpoint.
+    `job_type` is pretrain, evaluate or report; `chosen` are the options of the config's groups; `remembered` is what
+    the logger's `state` was in the checkpoint.
     """
 
     folder: Path
@@ -45,8 +45,8 @@ class Loggers:
     """Several loggers as one, by name.
 
     A logger has `start`, `log`, `picture`, `results`, `state` and `close`, and `place`: the file or folder that it
-    writes in the run folder; it may have `report` and `encoder`. One that fails is said once on stderr and left out from then on, so that a network does
-    not end days of training; one that calls itself `indispensable` raises.
+    writes in the run folder; it may have `report` and `encoder`. One that fails is said once on stderr and left out
+    from then on, so that a network does not end days of training; one that calls itself `indispensable` raises.
     """
 
     def __init__(self, loggers: dict[str, Any]):
@@ -116,7 +116,7 @@ class Loggers:
                 if getattr(logger, "indispensable", False):
                     raise
                 self._lost.add(name)
-                print(f"the logger {name} failed ({first_line(error)}); the run goes on without it", file=sys.stderr)
+                complain(f"the logger {name} failed ({first_line(error)}); the run goes on without it")
         return answers
 
     def close(self, failed: bool = False) -> None:
@@ -129,6 +129,6 @@ class Loggers:
                 interrupted = error
             except Exception as error:  # the numbers are on disk; a logger's farewell must not fail the run
                 if name not in self._lost:
-                    print(f"closing the logger {name} failed ({first_line(error)})", file=sys.stderr)
+                    complain(f"closing the logger {name} failed ({first_line(error)})")
         if interrupted:
             raise interrupted

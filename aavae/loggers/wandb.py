@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from aavae.errors import UserError, first_line
 from aavae.loggers import Beginning
 from aavae.loggers.screen import shown
 from aavae.runs.results import name_of
+from aavae.runtime.output import complain
 from aavae.runtime.words import shortened, wrapped
 
 
@@ -19,8 +19,8 @@ class WandB:
 
     What is None is left to Weights & Biases' own variables (WANDB_NAME, WANDB_TAGS, …). In a sweep `name` stands before
     what tells a job from the others. With `log_model` the encoder of a finished run becomes an artifact;
-    `system_metrics` are the use of processors, memory, disk and network. Raises UserError for an unknown `mode` or `tags`
-    that are no list, and from `start` for names that Weights & Biases refuses or an API key that cannot be one.
+    `system_metrics` are the use of processors, memory, disk and network. Raises UserError for an unknown `mode` or
+    `tags` that are no list, and from `start` for names that Weights & Biases refuses or an API key that cannot be one.
     """
 
     place = "wandb"
@@ -80,7 +80,7 @@ class WandB:
             self.run = self._begin(mode, arguments)
         except wandb.errors.CommError as error:
             reason = f"Weights & Biases cannot be reached ({first_line(error)})"
-            print(f"{reason}; the run goes on offline", file=sys.stderr)
+            complain(f"{reason}; the run goes on offline")
             self.run = self._begin("offline", arguments)
         self.run.define_metric("*", step_metric="step")
         for looks in ("val/*", "train_eval/*", "probe/*"):  # made at the end of an epoch

@@ -24,7 +24,7 @@ from aavae.runs.tidy import is_whole
 from aavae.runtime import files, threads
 from aavae.runtime.device import device_name, has_bf16_units
 from aavae.runtime.signals import Signals, listening
-from aavae.runtime.words import count, epochs
+from aavae.runtime.words import count, epochs, folded
 from aavae.training import resume as restart
 from aavae.training.flops import training_flop
 from aavae.training.loop import Loop
@@ -122,7 +122,7 @@ class Run:
             failed = False
         except KeyboardInterrupt as error:
             self._say(heart, "interrupted", f"stopped by {_name(error)}")
-            self.reporter.say(f"stopped at step {self.trainer.step:,}; continue with\n  {self.command}")
+            self.reporter.say(f"stopped at step {self.trainer.step:,}; continue with\n  {folded(self.command, 2)}")
             mark_told(error)
             raise
         except BaseException as error:
