@@ -38,14 +38,20 @@ def shown(path: Path) -> Path:
 def console(quiet: bool = False) -> Console:
     """Stdout as rich writes to it: plain text in a notebook too, and no escape codes at all where NO_COLOR is set."""
     return Console(
-        file=sys.stdout, quiet=quiet, color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False, emoji=False, soft_wrap=True,
+        file=sys.stdout,
+        quiet=quiet,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        highlight=False,
+        emoji=False,
+        soft_wrap=True,
         force_jupyter=False,
-    )  # fmt: skip
+    )
 
 
 def moves(console: Console) -> bool:
     """Whether it can show what moves in its place: a terminal that is not dumb, and may get escape codes."""
-    return console.is_terminal and not console.is_dumb_terminal and not console.no_color
+    # A pipe is none, even if FORCE_COLOR wants it coloured.
+    return console.is_terminal and console.file.isatty() and not console.is_dumb_terminal and not console.no_color
 
 
 def say(console: Console, text: str) -> None:
@@ -54,14 +60,15 @@ def say(console: Console, text: str) -> None:
     console.print(wrapped(text) if console.is_terminal else text, markup=False, soft_wrap=True)
 
 
-def show(console: Console, table: Table) -> None:
+def show(console: Console, table: Table, folds: bool = False) -> None:
     """Print a table between its title and its caption, as wide as it must be: lines too long for a terminal are better
-    than columns squeezed to nothing, and a file or a pipe has no edge."""
+    than columns squeezed to nothing, unless it `folds` long words, and a file or a pipe has no edge."""
     title, caption, table.title, table.caption = table.title, table.caption, None, None
     least, most = console.measure(table, options=console.options.update(width=10_000))
     if title:
         say(console, str(title))
-    before, console.width = console.width, max(console.width, least if console.is_terminal else most)
+    wanted = most if not console.is_terminal else 0 if folds else least
+    before, console.width = console.width, max(console.width, wanted)
     console.print(table)
     console.width = before
     if caption:

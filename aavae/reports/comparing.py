@@ -120,4 +120,4 @@ def _table(console: Console, title: str, head: list[str], rows: list[list[str]],
         table.add_column(Text(spelt(name)), overflow="fold", no_wrap=i == 0)
     for row in rows:
         table.add_row(*(Text(spelt(cell)) for cell in row))
-    show_table(console, table)
+    show_table(console, table, folds=True)

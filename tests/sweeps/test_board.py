@@ -122,7 +122,8 @@ def test_without_a_terminal_one_hears_now_and_then(tmp_path, capsys, monkeypatch
 def test_a_terminal_gets_a_table_that_is_gone_at_the_end(tmp_path, monkeypatch):
     jobs = jobs_of(tmp_path, 2)
     screen = io.StringIO()
-    monkeypatch.setattr(board, "Console", lambda **_: Console(file=screen, force_terminal=True, width=80, height=20))
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(board, "console", lambda: Console(file=screen, force_terminal=True, width=80, height=20))
     with Board(jobs, {}) as b:
         b.update({0: "running"})
         first = screen.getvalue()
