@@ -88,7 +88,8 @@ class Board:
             state, said = self.states[job.number], _said(job)
             running = state == "running"
             begun = running and said.get("state") == "running"  # that is, it has said so itself
-            shown = said.get("stage", state) if begun else "starting" if running else state
+            ended = running and said.get("state") in ("done", "failed", "interrupted")  # but for its process
+            shown = said.get("stage", state) if begun else "ending" if ended else "starting" if running else state
             speed, left = (said.get(k) if running else None for k in ("images_per_second", "seconds_left"))
             table.add_row(
                 str(job.number),
