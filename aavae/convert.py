@@ -9,6 +9,7 @@ from pathlib import Path
 from aavae import __version__
 from aavae.errors import UserError
 from aavae.runtime import exits
+from aavae.runtime.words import wrapped
 
 KINDS = {
     "checkpoint": (".pt", "a model to load and to evaluate, without what is needed to continue training"),
@@ -72,15 +73,19 @@ def _arguments(argv: list[str]) -> dict:
     parser = argparse.ArgumentParser(
         prog="aavae-convert",
         usage="aavae-convert IN OUT [OPTION=VALUE ...]",
-        description="Convert a run folder, checkpoint or encoder file, ours or the released code's (Lightning).",
-        epilog="\n".join(
-            [
-                "settings:",
-                *(f"  {name}=".ljust(14) + text for name, text in OPTIONS.items()),
-                "",
-                "what to= makes:",
-                *(f"  {name:<12}{end:<13}{text}" for name, (end, text) in KINDS.items()),
-            ]
+        description=wrapped(
+            "Convert a run folder, checkpoint or encoder file, ours or the released code's (Lightning)."
+        ),
+        epilog=wrapped(
+            "\n".join(
+                [
+                    "settings:",
+                    *(f"  {name}=".ljust(14) + text for name, text in OPTIONS.items()),
+                    "",
+                    "what to= makes:",
+                    *(f"  {name:<12}{end:<13}{text}" for name, (end, text) in KINDS.items()),
+                ]
+            )
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

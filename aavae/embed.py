@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from aavae import __version__
 from aavae.errors import UserError
 from aavae.runtime import exits
+from aavae.runtime.words import wrapped
 
 OPTIONS = {
     "run": "run folder, checkpoint or encoder file, ours or the released code's",
@@ -36,8 +37,12 @@ def _arguments(argv: list[str]) -> dict[str, str]:
     parser = argparse.ArgumentParser(
         prog="aavae-embed",
         usage="aavae-embed run=PATH images=PATH out=FILE [NAME=VALUE ...]",
-        description="Write the features of images, with their file names and labels (the folder each lies in).",
-        epilog="\n".join(["settings:", *(f"  {name}=".ljust(15) + text for name, text in OPTIONS.items())]),
+        description=wrapped(
+            "Write the features of images, with their file names and labels (the folder each lies in)."
+        ),
+        epilog=wrapped(
+            "\n".join(["settings:", *(f"  {name}=".ljust(15) + text for name, text in OPTIONS.items())]),
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

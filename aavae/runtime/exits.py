@@ -21,7 +21,7 @@ def run(
             with signals.listening():
                 code = work() or 0
         except UserError as error:
-            print(f"{name}: {error}", file=sys.stderr)
+            output.complain(f"{name}: {error}")
             code = 2
         except KeyboardInterrupt as error:
             if not getattr(error, "said", False):
