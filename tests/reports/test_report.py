@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import statistics
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from run_folders import a_run, a_sweep, record
 
 from aavae.reports.jobs import find_jobs
 from aavae.reports.means import summarize
-from aavae.reports.tables import as_csv, markdown, write
+from aavae.reports.page import page
+from aavae.reports.tables import as_csv, latex, markdown, write
 
 
 def cells(folder: Path) -> list[dict[str, str]]:
@@ -105,6 +107,23 @@ def test_baselines_of_other_images_or_encoders_are_no_mean(tmp_path):
     pixels = [(r["dataset"], r["kNN"]) for r in cells(tmp_path) if r["features"] == "raw pixels"]
     assert pixels == [("Digits", "5.0"), ("CIFAR10", "20.0")]
     assert len([r for r in cells(tmp_path) if r["features"] == "untrained"]) == 3
+
+
+def test_rows_that_did_not_start_from_random_weights_are_marked(tmp_path):
+    for i, encoder in enumerate(
+        ({}, {"encoder__weights": "a.pt"}, {"encoder__pretrained": True, "encoder__name": "vit"})
+    ):
+        records = [record(value=i / 4), record(value=0.3, feature="mu"), record(value=0.1, feature="h_untrained")]
+        a_run(tmp_path / str(i), *records, method=f"m{i}", **encoder)
+    found = [next(iter(row.values())) for row in cells(tmp_path)]
+    assert found == ["m0", "m0", "m1 ‡", "m1 ‡", "m2 ‡", "m2 ‡", "untrained"]  # the floor is one, at random weights
+    text = markdown(summarize(tmp_path))
+    assert "‡: training did not start from random weights." in text and r"m1 $\ddagger$" in latex(summarize(tmp_path))
+    assert "m1 ‡" in page(summarize(tmp_path))
+    assert [row["start"] for row in rows(tmp_path)] == ["", "a.pt", "pretrained vit"]
+    shutil.rmtree(tmp_path / "1")
+    shutil.rmtree(tmp_path / "2")
+    assert "‡" not in markdown(summarize(tmp_path)) and "start" not in rows(tmp_path)[0]
 
 
 def test_other_representations_of_a_run_have_rows_of_their_own(tmp_path):

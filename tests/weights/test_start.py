@@ -189,10 +189,32 @@ def test_existing_runs_keep_their_names_and_others_have_their_own():
     assert identity(build.plain(build.compose([*SMALL, "encoder.weights=a"]))) != identity(config)
 
 
+def test_the_untrained_encoder_is_at_random_weights(other):
+    folder, weights = other
+    overrides = (*SMALL, "dataset.size=64", "probe=[]")
+    random, loaded = (
+        build.trainer(build.compose([*overrides, *more])) for more in ([], [f"encoder.weights={folder / 'run'}"])
+    )
+    assert same(loaded.model.encoder.state_dict(), weights)
+    assert same(loaded.untrained_encoder.state_dict(), random.untrained_encoder.state_dict())
+
+
+def test_what_has_a_checkpoint_may_have_lost_what_it_started_from(other):
+    folder, _ = other
+    cfg = build.compose([*SMALL, "encoder.weights=gone"])
+    assert build.continues(cfg, folder / "run") and not build.continues(cfg, folder / "hub")
+    assert not build.continues(build.compose([*SMALL, "resume=never"]), folder / "run")
+    assert build.continues(build.compose([*SMALL, f"resume={folder / 'run'}"]), folder / "hub")
+    build.trainer(cfg, fresh=False)
+    with pytest.raises(UserError, match="there is no gone"):
+        build.trainer(cfg)
+
+
 def results(folder):
     return {(r["feature"], r["split"]): r["value"] for r in json.loads((folder / "results.json").read_text())}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_file_and_compares_with_random_weights(other, train, evaluate, convert, runs):
     folder, _ = other
     shutil.copytree(folder / "finished", folder / "teacher")
@@ -281,6 +303,7 @@ def test_weights_that_are_not_there_are_a_sentence(monkeypatch):
     assert "encoder.pretrained=false starts from random ones" in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hub", [("vit_tiny_patch16_224", TINY)], indirect=True, ids=["tiny"])
 def test_a_finished_run_asks_timm_for_nothing(hub, tmp_path, train, evaluate):
     _, sent = hub
