@@ -110,13 +110,12 @@ def test_baselines_of_other_images_or_encoders_are_no_mean(tmp_path):
 
 
 def test_rows_that_did_not_start_from_random_weights_are_marked(tmp_path):
-    for i, encoder in enumerate(
-        ({}, {"encoder__weights": "a.pt"}, {"encoder__pretrained": True, "encoder__name": "vit"})
-    ):
+    for i, encoder in enumerate(({}, {"encoder__weights": "a.pt"}, {"encoder__pretrained": True})):
         records = [record(value=i / 4), record(value=0.3, feature="mu"), record(value=0.1, feature="h_untrained")]
-        a_run(tmp_path / str(i), *records, method=f"m{i}", **encoder)
+        a_run(tmp_path / str(i), *records, method=f"m{i}", encoder__name="vit", **encoder)
     found = [next(iter(row.values())) for row in cells(tmp_path)]
-    assert found == ["m0", "m0", "m1 ‡", "m1 ‡", "m2 ‡", "m2 ‡", "untrained"]  # the floor is one, at random weights
+    assert found == ["m0", "m0", "m1 ‡", "m1 ‡", "m2 ‡", "m2 ‡", ""]
+    assert cells(tmp_path)[-1]["features"] == "untrained"  # the floor is one, at random weights
     text = markdown(summarize(tmp_path))
     assert "‡: training did not start from random weights." in text and r"m1 $\ddagger$" in latex(summarize(tmp_path))
     assert "m1 ‡" in page(summarize(tmp_path))

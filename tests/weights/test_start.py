@@ -191,7 +191,7 @@ def test_existing_runs_keep_their_names_and_others_have_their_own():
 
 def test_the_untrained_encoder_is_at_random_weights(other):
     folder, weights = other
-    overrides = (*SMALL, "dataset.size=64", "probe=[]")
+    overrides = (*SMALL, "batch_size=32", "probe=[]")
     random, loaded = (
         build.trainer(build.compose([*overrides, *more])) for more in ([], [f"encoder.weights={folder / 'run'}"])
     )
@@ -205,9 +205,9 @@ def test_what_has_a_checkpoint_may_have_lost_what_it_started_from(other):
     assert build.continues(cfg, folder / "run") and not build.continues(cfg, folder / "hub")
     assert not build.continues(build.compose([*SMALL, "resume=never"]), folder / "run")
     assert build.continues(build.compose([*SMALL, f"resume={folder / 'run'}"]), folder / "hub")
-    build.trainer(cfg, fresh=False)
+    build.model(cfg, fresh=False)
     with pytest.raises(UserError, match="there is no gone"):
-        build.trainer(cfg)
+        build.model(cfg)
 
 
 def results(folder):
