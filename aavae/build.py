@@ -6,6 +6,7 @@ Imports torch only when something is built, so that a config is composed and che
 import contextlib
 import inspect
 from collections.abc import Container, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -17,9 +18,9 @@ from aavae.config.sources import groups, options, own_folders, unchanged
 from aavae.errors import UserError
 
 __all__ = (
-    "architecture", "arguments", "asked", "augmentation", "compose", "dataset", "folder", "for_completion", "for_hydra",
-    "groups", "hydra_node", "loggers", "loss", "model", "options", "own_features", "own_folders", "parse", "plain",
-    "probes", "quoted", "to_yaml", "trainer", "unchanged",
+    "architecture", "arguments", "asked", "augmentation", "compose", "continues", "dataset", "folder", "for_completion",
+    "for_hydra", "groups", "hydra_node", "loggers", "loss", "model", "options", "own_features", "own_folders", "parse",
+    "plain", "probes", "quoted", "start", "to_yaml", "trainer", "unchanged",
 )  # fmt: skip
 
 MODEL_ARGUMENTS = ("log_scale", "learn_scale", "sample")  # of the loss group, but owned by the model
@@ -68,7 +69,7 @@ def architecture(cfg: DictConfig, data=None) -> dict:
     settings = _ask(plain(cfg.model), data)
     settings.pop("takes", None)
     kind, takes = _model_class(cfg)
-    encoder = _ask(plain(cfg.encoder), data)
+    encoder, _ = _encoder(cfg, data)
     described: dict[str, Any] = {"encoder": encoder}
     for part in takes & {"decoder", "loss"}:
         if not cfg[part].get("_target_"):
@@ -85,6 +86,38 @@ def architecture(cfg: DictConfig, data=None) -> dict:
         **described,
         **{k: v for k, v in settings.items() if k != "_target_"},
     }
+
+
+def _encoder(cfg: DictConfig, data) -> tuple[dict, tuple[object, object]]:
+    """The encoder's description, and what it is to start from (weights, pretrained), which is no part of it: a file of
+    it, or its checkpoint, is loaded without."""
+    from aavae.runtime.targets import builder
+    from aavae.weights.start import TIMM
+
+    encoder = _ask(plain(cfg.encoder), data)
+    target = str(encoder.get("_target_"))
+    # A class of the user's may have an argument of that name.
+    own = () if target.startswith("aavae.") else inspect.signature(builder(encoder, FOREIGN)).parameters
+    weights = None if "weights" in own else encoder.pop("weights", None)
+    return encoder, (weights, encoder.pop("pretrained", False) if target == TIMM else False)
+
+
+def start(cfg: DictConfig, data=None):
+    """What the encoder starts from, None for random weights; in a dry run not what would have to be downloaded.
+
+    Raises UserError where that cannot be had.
+    """
+    from aavae.weights import start as starts
+
+    encoder, (weights, pretrained) = _encoder(cfg, data or dataset(cfg))
+    return starts.start(encoder, weights, pretrained and not (cfg.dry_run and not weights))
+
+
+def continues(cfg: DictConfig, folder: Path) -> bool:
+    """Whether a run in `folder` takes its weights from a checkpoint; what it once started from may be gone then."""
+    from aavae.weights.checkpoint import begun
+
+    return begun(folder) if cfg.resume == "auto" else cfg.resume != "never"
 
 
 def _model_class(cfg: DictConfig) -> tuple[type, set[str]]:
@@ -110,17 +143,25 @@ def _decoder(decoder: dict, encoder: dict, data) -> dict:
     return decoder
 
 
-def model(cfg: DictConfig, data=None):
-    """The model, initialised from the run's seed. Raises UserError for sizes that do not fit together."""
+def model(cfg: DictConfig, data=None, fresh: bool = True):
+    """The model, initialised from the run's seed, its encoder with the weights it is to start from.
+
+    Those are left out on the meta device, and where it is not `fresh`: its weights come from a checkpoint. Raises
+    UserError for sizes that do not fit together, and for weights that do not fit.
+    """
     import torch
 
     from aavae.models.assemble import assemble
     from aavae.runtime.randomness import seed_for
 
+    data = data or dataset(cfg)
     described = architecture(cfg, data)
+    begins = start(cfg, data) if fresh and torch.get_default_device().type != "meta" else None
     torch.manual_seed(seed_for(cfg.seed, "init"))
     parts = {"loss": loss(cfg)} if "loss" in _model_class(cfg)[1] else {}
-    return assemble(described, FOREIGN, **parts)
+    net = assemble(described, FOREIGN, begins, **parts)
+    net.start = begins.origin if begins else None
+    return net
 
 
 def asked(overrides: Sequence[str]) -> frozenset[str] | None:
@@ -175,12 +216,14 @@ def _scaled(cfg: DictConfig, data) -> tuple[dict, float]:
 
 
 def trainer(
-    cfg: DictConfig, processes=None, *, data=None, net=None, meta: bool = False, asked: Container[str] | None = None
-):
+    cfg: DictConfig, processes=None, *, data=None, net=None, meta: bool = False, asked: Container[str] | None = None,
+    fresh: bool = True,
+):  # fmt: skip
     """The trainer with everything it needs, data loaded; `Loop` trains. Raises UserError for what cannot work.
 
     `data` is the dataset and `net` the model, if they are there already; `asked` are the probes that must be possible
-    (None: all). With `meta` the networks are on the meta device: all is checked, and nothing can be computed.
+    (None: all). With `meta` the networks are on the meta device: all is checked but the weights to start from, and
+    nothing can be computed. One that is not `fresh` takes its weights from a checkpoint.
     """
     import torch
 
@@ -202,7 +245,7 @@ def trainer(
     data = data or dataset(cfg)
     augment = augmentation(cfg, data)
     with device if meta else contextlib.nullcontext():
-        net = net or model(cfg, data)
+        net = net or model(cfg, data, fresh)
     settings, factor = _scaled(cfg, data)
     loop = plain(cfg.trainer)
     looking = {name: loop.pop(name) for name in INSPECTOR_ARGUMENTS}
@@ -228,4 +271,6 @@ def trainer(
         device=device,
         precision=precision,
         processes=processes,
+        # The floor that probes compare with is an encoder that nobody has trained.
+        untrained=model(cfg, data, fresh=False).encoder if net.start else None,
     )

@@ -44,6 +44,7 @@ class Command:
     primary: str
     kept = False  # whether what is printed is in files too
     overrides: Sequence[str] = ()  # as typed
+    folder = ""  # of a single run
 
     # ---- What a subclass says -------------------------------------------------------------------------------------
 
@@ -123,7 +124,7 @@ class Command:
             return self.launch(Task(self), ["--info", asked.info, *words])
         if asked.cfg:
             return self.show(asked, cfg, words)
-        folder = build.folder(overrides, "hydra.run.dir", self.primary, config_dir, self.job_name)
+        self.folder = folder = build.folder(overrides, "hydra.run.dir", self.primary, config_dir, self.job_name)
         self.check(cfg)
         # Built before Hydra creates a folder, so that bad input leaves nothing behind.
         with self.prepare(cfg) as built:

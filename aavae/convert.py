@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import itertools
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ KINDS = {
     "encoder": (".safetensors", "the encoder, with a model card in the metadata"),
     "timm": (".safetensors", 'the same, if it loads into timm.create_model("resnet50", num_classes=0), strictly'),
     "torchvision": (".safetensors", "the same, if it loads into torchvision's resnet50 with fc=Identity(), strictly"),
+    "hub": ("", "a folder for the Hugging Face Hub: the encoder, for timm where timm has it, and a model card"),
 }
 OPTIONS = {
     "to": f"{', '.join(KINDS)}; by default encoder for .safetensors, checkpoint for .pt",
@@ -23,8 +25,10 @@ OPTIONS = {
     "stem": "cifar, stl or imagenet: for such a file too",
     "image_size": "in pixels: for such a file too",
     "trust": "a module or package of your own that the model may come from",
+    "license": "of the weights, for to=hub, as the Hub calls it: apache-2.0, mit, cc-by-nc-4.0",
     "overwrite": "true: replace OUT",
 }
+LICENSE = re.compile(r"[a-z][a-z0-9.-]*")  # a name of the Hub's
 
 
 def convert(
@@ -36,11 +40,13 @@ def convert(
     stem: str | None = None,
     image_size: int | None = None,
     dataset: str | None = None,
+    license: str | None = None,
 ) -> str:
     """Write what lies at `source` (run folder, checkpoint, encoder file) to `target`; returns a description of it.
 
-    `stem`, `image_size` and `dataset` are for what a file of the released code leaves open. Raises UserError where it
-    cannot be read, or cannot be had as what `to` asks for; then nothing is written.
+    `license` is that of the weights, for the Hub. `stem`, `image_size` and `dataset` are for what a file of the
+    released code leaves open. Raises UserError where it cannot be read, or cannot be had as what `to` asks for; then
+    nothing is written.
     """
     from aavae.weights import checkpoint, encoder_file, libraries, model_card
     from aavae.weights.load import Said, agree, load_trained, portable
@@ -59,6 +65,10 @@ def convert(
     agree(source, facts, **said)
     called = libraries.check_fits(to, encoder, facts["architecture"]) if to in libraries.LIBRARIES else None
     facts["results"] = model_card.accuracies(source, facts.get("epochs", 0.0)) or facts.get("results", [])
+    if to == "hub":
+        from aavae.weights import hub
+
+        return hub.write(target, encoder, facts, license)
     text = model_card.card(facts)
     encoder_file.save(target, encoder, facts | {"format": "pt", "model_card": text})
     return text + (f"\n\nIt loads into {called}." if called else "")
@@ -83,7 +93,7 @@ def _arguments(argv: list[str]) -> dict:
                     *(f"  {name}=".ljust(14) + text for name, text in OPTIONS.items()),
                     "",
                     "what to= makes:",
-                    *(f"  {name:<12}{end:<13}{text}" for name, (end, text) in KINDS.items()),
+                    *(f"  {name:<12}{end or 'a folder':<13}{text}" for name, (end, text) in KINDS.items()),
                 ]
             )
         ),
@@ -116,7 +126,7 @@ def _checked(options: dict) -> dict:
     to = options.get("to") or ("encoder" if target.suffix == ".safetensors" else "checkpoint")
     if to not in KINDS:
         raise UserError(f"to= must be one of {', '.join(KINDS)}, not {to}")
-    if target.suffix != KINDS[to][0]:
+    if KINDS[to][0] and target.suffix != KINDS[to][0]:
         raise UserError(f"{target} must end in {KINDS[to][0]} for to={to}")
     if not source.exists():
         raise UserError(f"there is no {source}")
@@ -125,7 +135,10 @@ def _checked(options: dict) -> dict:
     if target.resolve() in [(source / own).resolve() for own in ("", "last.pt", "previous.pt")]:
         raise UserError(f"{target} is the file to convert; name another file")
     if target.exists() and replaced == "false":
-        raise UserError(f"{target} is there already; name another file, or say overwrite=true")
+        kind = "file" if KINDS[to][0] else "folder"
+        raise UserError(f"{target} is there already; name another {kind}, or say overwrite=true")
+    if "license" in options and (to != "hub" or not LICENSE.fullmatch(options["license"])):
+        raise UserError(f"license= is for to=hub, and a name such as apache-2.0, not {options['license']!r}")
     if "image_size" in options:
         if not options["image_size"].isdecimal() or not int(options["image_size"]):
             raise UserError(f"image_size= must be a number of pixels, not {options['image_size']}")

@@ -71,7 +71,8 @@ class Train(Command):
 
         with processes(pick_device(cfg.device)) as several:
             loggers = build.loggers(cfg)  # first: a missing package is said before images are read
-            yield build.trainer(cfg, several, asked=build.asked(self.overrides)), loggers
+            fresh = not build.continues(cfg, Path(self.folder))
+            yield build.trainer(cfg, several, asked=build.asked(self.overrides), fresh=fresh), loggers
 
     def work(self, built: tuple, cfg: DictConfig, folder: Path, name: str, group: str | None) -> float | None:
         """Train, or go on training, and evaluate."""

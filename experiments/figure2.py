@@ -61,10 +61,13 @@ class Figure2(Artefact):
             axis.legend(frameon=False)
         everything = {"learned": learned, "fixed": fixed, **widths, **script}
         rows = [
-            [name, percent(g.accuracy(probe)), *(f"{s.mean:.3f}" if (s := g.last(f"{part}/{DENSITY}")) else "–"
-             for part in ("train_eval", "val"))]
+            [
+                g.called(name),
+                percent(g.accuracy(probe)),
+                *(f"{s.mean:.3f}" if (s := g.last(f"{part}/{DENSITY}")) else "–" for part in ("train_eval", "val")),
+            ]
             for name, g in everything.items()
-        ]  # fmt: skip
+        ]
         caption = [
             self._correlation(everything, probe),
             differences("fixed", everything, probe),

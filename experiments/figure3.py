@@ -37,7 +37,11 @@ class Figure3(Artefact):
         axis.set_ylabel(f"{dataset}, {PROBES[probe]} (%)")
         axis.legend(frameon=False)
         rows = [
-            [name, percent(group.accuracy(probe)), f"{kl.mean:.3g}" if (kl := group.last("val/kl")) else ""]
+            [
+                group.called(name),
+                percent(group.accuracy(probe)),
+                f"{kl.mean:.3g}" if (kl := group.last("val/kl")) else "",
+            ]
             for name, group in groups.items()
         ]
         caption = [

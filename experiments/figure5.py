@@ -38,7 +38,7 @@ class Figure5(Artefact):
                 found = [group.record("similarity", feature, metric) for metric in METRICS]
                 if any(found):
                     cells = ["–" if s is None else f"{s.mean:.3f}" + (f" ± {s.sd:.3f}" if s.sd else "") for s in found]
-                    rows.append([f"{NAMES[method]}, {feature}", *cells])
+                    rows.append([group.called(f"{NAMES[method]}, {feature}"), *cells])
         pictures: dict[str, Path] = {}
         for method, group in groups.items():
             paths = [job.folder / "similarity_h.png" for job in group.done]

@@ -32,7 +32,9 @@ class Lengths(Artefact):
             plots.lines(axis, group.measured(probe, against), colour, line, name)
             for length, values in _by_length(group.measured(probe)).items():
                 mean = sum(values) / len(values)
-                rows.append([f"{name}, {length:g} epochs", f"{mean:.1f}", " ".join(f"{v:.1f}" for v in values)])
+                rows.append(
+                    [group.called(f"{name}, {length:g} epochs"), f"{mean:.1f}", " ".join(f"{v:.1f}" for v in values)]
+                )
         plots.progress_axis(axis, against)
         plots.floors(axis, floor_values(next(iter(groups.values())), probe))
         axis.set_ylabel(f"{dataset}, {PROBES[probe]} (%)")

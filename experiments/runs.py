@@ -12,6 +12,7 @@ from aavae.reports.charts import progress
 from aavae.reports.jobs import JobReport, logged, read_job
 from aavae.reports.means import Spread, accuracies, spread_of
 from aavae.runs.identity import identity
+from aavae.runs.start import marked
 from aavae.sweeps.sweep import is_done
 from experiments.paper import Scale
 
@@ -36,6 +37,10 @@ class Group(NamedTuple):
     def done(self) -> list[JobReport]:
         """Those that are done."""
         return [job for job in self.jobs if job.state == "done"]
+
+    def called(self, name: str) -> str:
+        """Its name in a table, marked where its runs did not start from random weights."""
+        return marked(name, any(job.start for job in self.jobs))
 
     def accuracy(self, probe: str, feature: str = "h") -> Spread | None:
         """Test accuracy, a fraction, over seeds."""

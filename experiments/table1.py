@@ -66,6 +66,7 @@ class Table1(Artefact):
                 else ["", ""]
             )
             shown = percent if groups else lambda spread: ""
+            name = groups[0].called(name) if groups and feature == "h" else name
             return [name, *map(shown, own), *(_printed(printed.get(p)) for p in papers), *map(shown, beside), *cost]
 
         rows = [

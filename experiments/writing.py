@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from aavae.reports.jobs import JobReport
 from aavae.reports.page import facts_of
 from aavae.runs.provenance import checkout
+from aavae.runs.start import NOTE
 from aavae.runtime import files
 from aavae.runtime.words import latex_escaped, latex_table, markdown_table
 from experiments.runs import Group, Runs
@@ -31,7 +32,7 @@ def write(folder: Path, name: str, title: str, sheet: Sheet, runs: Runs, command
     folder.mkdir(parents=True, exist_ok=True)
     jobs = list({job.folder: job for group in sheet.groups for job in group.jobs}.values())
     right = range(1, len(sheet.head))
-    caption = [*sheet.caption, *_origin(jobs, runs)]
+    caption = [*sheet.caption, *([NOTE] if any(job.start for job in jobs) else []), *_origin(jobs, runs)]
     done = sum(job.state == "done" for job in jobs)
     if done < len(jobs):
         caption.insert(0, f"**Not complete: {done} of {len(jobs)} runs are done.**")

@@ -285,7 +285,7 @@ BAD = (
     ("a.ckpt out.pt datset=stl10", "there is no option datset=; did you mean dataset=?"),
     ("a.ckpt out.pt colour=blue", "there is no option colour=; see --help"),
     ("a.ckpt out.safetensors --to=timm", "there is no option --to=timm"),
-    ("a.ckpt out.pt to=onnx", "to= must be one of checkpoint, encoder, timm, torchvision, not onnx"),
+    ("a.ckpt out.pt to=onnx", "to= must be one of checkpoint, encoder, timm, torchvision, hub, not onnx"),
     ("a.ckpt out.pt image_size=big", "image_size= must be a number of pixels, not big"),
     ("a.ckpt out.pt image_size=0", "image_size= must be a number of pixels, not 0"),
     ("a.ckpt out.pt overwrite=yes", "overwrite= must be true or false, not yes"),

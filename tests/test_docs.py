@@ -293,6 +293,7 @@ BASES = (
     ("config", ["dataset=image_folder", "method=simclr"]),
     ("config", ["dataset=digits", "method=cpc", "encoder=patches_tiny"]),
     ("config", ["dataset=digits", "method=spark"]),
+    ("config", ["encoder=timm"]),
     ("evaluate", []),
 )
 

@@ -26,6 +26,7 @@ ALSO = {
     "augmentation.strength": 1.0,
     "augmentation.blur_p": 1.0,
     "encoder.image_size": 1,
+    "encoder.weights": "",
     "decoder.image_size": 1,
     "optimizer.reference_batch": 1,
     "logger.wandb.tags": [""],

@@ -1,6 +1,5 @@
 """What makes features: the encoder or the latent code of a run, a file of weights, or one of timm's models."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from aavae.errors import UserError
 from aavae.models import Model
 from aavae.runtime.device import full_float32
+from aavae.weights import start
 from aavae.weights.load import Said, load_encoder, load_model
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -80,15 +80,11 @@ def of_timm(name: str, pretrained: bool, features: str, device: torch.device) ->
         raise UserError(f"timm has no model {name!r}; timm.list_models() names them")
     if features not in ("h", "map"):
         raise UserError(f"of one of timm's models there are features h and map, not {features!r}")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it announces each of ten tries
-    try:
-        network: Any = timm.create_model(name, pretrained=pretrained, num_classes=0).eval().to(device)
-    except Exception as error:  # the hub's client raises what it likes
-        reason = f"{type(error).__name__}: {error}".splitlines()[0].partition(". ")[0]
-        raise UserError(
-            f"the weights of {name} are not available ({reason}); download them where there is a network, with the "
-            "same command, or say pretrained=false for random ones"
-        ) from error
+    if pretrained:
+        network: Any = start.pretrained(name, "say pretrained=false for random ones")
+    else:
+        network = timm.create_model(name, num_classes=0)
+    network = network.eval().to(device)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
     weights = f"timm {name}, {'pretrained' if pretrained else 'random weights'}"
     compute = network if features == "h" else network.forward_features

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from aavae.runs.start import NOTE, marked
 from aavae.runtime.output import spelt
 from aavae.runtime.words import wrapped
 
@@ -151,6 +152,7 @@ FEATURES = {
     "pixels": "raw pixels",
     "h_untrained": "untrained",
 }
+FLOORS = frozenset(("pixels", "h_untrained"))  # which owe nothing to training
 PROBES = {
     "few_label_1": "1-NN, 1 label",
     "few_label_5": "1-NN, 5 labels",
@@ -165,18 +167,23 @@ PROBES = {
 ACCURACIES = ("accuracy", "accuracy_sd")
 
 
-def results_tables(records: list[dict]) -> list[Table]:
-    """What a person wants to see of results: a table of test accuracies, and one of measures for each other probe."""
+def results_tables(records: list[dict], start: str | None = None) -> list[Table]:
+    """What a person wants to see of results: a table of test accuracies, and one of measures for each other probe.
+
+    Representations of an encoder that had a `start`, and not random weights, are marked.
+    """
     tables: list[Table] = []
     measured: dict[tuple[str, str], list[dict]] = {}
     for r in records:
         if not r["metric"].startswith(("accuracy", "points")):
             measured.setdefault((r["probe"], r["split"]), []).append(r)
     if any(r["metric"] == "accuracy" and r["split"] == "test" for r in records):
-        tables.append(accuracy_table(records))
+        tables.append(accuracy_table(records, start))
     chosen = dict.fromkeys((r["probe"], r["feature"]) for r in records if r["metric"].startswith("points_"))
     tables += [choices_table([r for r in records if (r["probe"], r["feature"]) == of]) for of in chosen]
-    return tables + [measures_table(f"{probe}, {split} images", found) for (probe, split), found in measured.items()]
+    return tables + [
+        measures_table(f"{probe}, {split} images", found, start) for (probe, split), found in measured.items()
+    ]
 
 
 def in_order(names: Iterable[str], known: dict[str, str]) -> list[str]:
@@ -185,7 +192,7 @@ def in_order(names: Iterable[str], known: dict[str, str]) -> list[str]:
     return sorted(dict.fromkeys(names), key=lambda name: order.index(name) if name in order else len(order))
 
 
-def accuracy_table(records: list[dict]) -> Table:
+def accuracy_table(records: list[dict], start: str | None = None) -> Table:
     """Test accuracies in percent, one row per probe, one column per representation, mean ± sd where there are draws."""
     test = {(r["probe"], r["feature"], r["metric"]): r["value"] for r in records if r["split"] == "test"}
     shown = [(probe, feature) for probe, feature, metric in test if metric in ACCURACIES]
@@ -195,12 +202,11 @@ def accuracy_table(records: list[dict]) -> Table:
         assert value is not None  # no sd without it
         cells[probe, feature] = f"{100 * value:.1f}" + (f" ± {100 * sd:.1f}" if sd is not None else "")
     rows = {probe: PROBES.get(probe, probe) for probe in in_order((p for p, _ in shown), PROBES)}
-    table = _table("Test accuracy, % (protocols in results.json)", "probe", rows, cells)
+    table = _table("Test accuracy, % (protocols in results.json)", "probe", rows, cells, start)
     for r in records:
         if (r["feature"], r["metric"]) == ("h", "accuracy_drop_last"):
             counted = f"of the first {r['n']:,} images, as the released code counted: {100 * r['value']:.2f}"
-            table.caption = f"{PROBES.get(r['probe'], r['probe'])}, h, {counted}"
-            table.caption_justify = "left"
+            _note(table, f"{PROBES.get(r['probe'], r['probe'])}, h, {counted}")
     return table
 
 
@@ -224,18 +230,29 @@ def choices_table(records: list[dict]) -> Table:
     return table
 
 
-def measures_table(title: str, records: list[dict]) -> Table:
+def measures_table(title: str, records: list[dict], start: str | None = None) -> Table:
     """The values of one probe that are no accuracies: one row per metric, one column per representation."""
     cells = {(r["metric"], r["feature"]): f"{r['value']:.3g}" for r in records}
-    return _table(title, "measure", {r["metric"]: r["metric"].replace("_", " ") for r in records}, cells)
+    return _table(title, "measure", {r["metric"]: r["metric"].replace("_", " ") for r in records}, cells, start)
 
 
-def _table(title: str, corner: str, rows: dict[str, str], cells: dict[tuple[str, str], str]) -> Table:
+def _table(
+    title: str, corner: str, rows: dict[str, str], cells: dict[tuple[str, str], str], start: str | None
+) -> Table:
     features = in_order((feature for _, feature in cells), FEATURES)
     table = Table(title=title, title_justify="left")
     table.add_column(corner, no_wrap=True)
     for feature in features:
-        table.add_column(Text(spelt(FEATURES.get(feature, feature))), justify="right", no_wrap=True)
+        name = FEATURES.get(feature, feature)
+        shown = name if feature in FLOORS else marked(name, start)
+        table.add_column(Text(spelt(shown)), justify="right", no_wrap=True)
     for key, label in rows.items():
         table.add_row(*(Text(spelt(x)) for x in (label, *(cells.get((key, feature), "–") for feature in features))))
+    if start and not FLOORS.issuperset(features):
+        _note(table, NOTE)
     return table
+
+
+def _note(table: Table, text: str) -> None:
+    table.caption = f"{table.caption}\n{text}" if table.caption else text
+    table.caption_justify = "left"

@@ -22,6 +22,7 @@ class Model(nn.Module):
     architecture: dict  # the plain description it was built from; `models.assemble` sets it
     mean: tuple[float, ...]  # of the images' normalisation, as is `std`; `load_model` sets them
     std: tuple[float, ...]
+    start: str | None = None  # what the encoder started from; None: random weights
     processes = Processes()  # those that train together; the trainer sets it
     total_steps = 0  # of the whole training; `begin` sets it
     n_views = 1  # of each image in a step

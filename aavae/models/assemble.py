@@ -1,5 +1,7 @@
 """A model from its plain description."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 from aavae.errors import UserError
@@ -8,10 +10,15 @@ from aavae.models.autoencoder import AutoEncoder
 from aavae.runtime.targets import ARCHITECTURES, builder, component
 
 
-def assemble(architecture: dict, allowed: tuple[str, ...] = ARCHITECTURES, **parts) -> Model:
+def assemble(
+    architecture: dict,
+    allowed: tuple[str, ...] = ARCHITECTURES,
+    start: Callable[[nn.Module], None] | None = None,
+    **parts,
+) -> Model:
     """The model that an `architecture` describes: a plain dict with the class as `_target_` (by default AutoEncoder),
     the encoder, a decoder where there is one, and the other arguments of the class, to which `parts` are added. It
-    keeps the description as its `architecture`.
+    keeps the description as its `architecture`. `start` gives the encoder its first weights.
 
     Raises UserError for a description from which nothing can be built.
     """
@@ -21,10 +28,14 @@ def assemble(architecture: dict, allowed: tuple[str, ...] = ARCHITECTURES, **par
         raise UserError(f"latent_dim must be 1 or more, not {latent_dim}")
     try:
         encoder = component(arguments.pop("encoder"), allowed)
+        if start:
+            start(encoder)  # now: a teacher is a copy of it
         if "decoder" in arguments or kind is AutoEncoder:
             facts = {"latent_dim": arguments["latent_dim"], "hidden_dim": encoder.output_dim}
             arguments["decoder"] = component(arguments["decoder"], allowed, **facts)
         model = kind(encoder, **arguments, **parts)
+        if start and getattr(model, "encoder", None) is encoder:
+            start(encoder)  # again: a masked autoencoder draws its weights anew
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"no model can be built from this description: {type(error).__name__} {error}") from error
     if not isinstance(getattr(model, "encoder", None), nn.Module):

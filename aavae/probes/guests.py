@@ -1,12 +1,10 @@
 """Probes judge the representations of a trained model: records, pictures, and the proof that they changed nothing."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from aavae.datasets import Dataset
@@ -17,6 +15,7 @@ from aavae.probes.representations import Representation, Representations
 from aavae.runs.results import RESULTS, name_of, read_results
 from aavae.runtime import files
 from aavae.runtime.device import full_float32
+from aavae.weights import checkpoint
 
 
 class Picture(NamedTuple):
@@ -66,12 +65,7 @@ class Guest(NamedTuple):
 
 def checksum(module: nn.Module) -> str:
     """A short hash of every parameter and buffer of `module`."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return checkpoint.checksum(module.state_dict())
 
 
 class Evaluation:

@@ -69,7 +69,7 @@ class Judgement:
                 raise
             finally:
                 self.logger.close(failed)
-        self.reporter.show(results_tables(results.records))
+        self.reporter.show(results_tables(results.records, t.start))
         self.reporter.say(f"evaluated in {duration(time.monotonic() - began)}; all in {shown(folder)}")
         return evaluation.score
 
@@ -132,6 +132,8 @@ class Judgement:
         t, say, data = self.trained, self.reporter.say, self.dataset
         seed = "" if t.seed is None else f", seed {t.seed}"
         parameters = sum(p.numel() for p in t.model.parameters())
+        if t.start:
+            say(f"start       {t.start}")
         splits = ("train", "val", "test") if data.labelled else ("pretrain_val",)
         say(f"model       {t.method}{seed}, {epochs(t.epoch)}, {count(parameters, 'parameter')}")
         say(f"dataset     {data.name}: {', '.join(f'{len(data[s]):,} {s}' for s in splits)} images")

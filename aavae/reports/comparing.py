@@ -37,7 +37,7 @@ def show(run: Run, preset: dict[str, object], name: str, console: Console) -> No
         differ = [key for key in dict.fromkeys([*preset, *config]) if same(config.get(key)) != same(preset.get(key))]
         rows = [[key, *(text(c.get(key, ABSENT)) for c in (config, preset))] for key in differ if key != "seed"]
         _table(console, f"What differs from {name}", ["setting", "here", name], rows, f"nothing differs from {name}")
-    for table in results_tables(run.job.results):
+    for table in results_tables(run.job.results, run.job.start):
         show_table(console, table)
 
 
@@ -51,6 +51,8 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "began", f"{run.started:%A %Y-%m-%d %H:%M}{took}"
     if job.config:
         yield "trained", f"{run.method} on {run.dataset}, seed {job.seed}, {_epochs(run)}"
+    if job.start:
+        yield "start", f"{job.start}, not random weights"
     if (score := job.number("score")) is not None:
         yield "score", f"{score:.4g}, on validation images"
     for warning in said.get("warnings") or ():

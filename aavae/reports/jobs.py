@@ -14,6 +14,7 @@ from aavae.runs import sweep as sweeps
 from aavae.runs.config import CONFIG, read_config
 from aavae.runs.identity import identity_config
 from aavae.runs.results import RESULTS, read_results
+from aavae.runs.start import start_of
 
 MODULE = "aavae.train"  # python -m
 WORD = re.compile(r"(?:[^\s']|'[^']*')+")
@@ -39,6 +40,11 @@ class JobReport(NamedTuple):
     def seed(self) -> object:
         """The seed of the run, None where it is not known."""
         return self.config.get("seed", (self.overrides or {}).get("seed"))
+
+    @property
+    def start(self) -> str | None:
+        """What its encoder started from, None for random weights."""
+        return start_of(self.config)
 
     @property
     def line(self) -> str:

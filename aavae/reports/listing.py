@@ -11,12 +11,13 @@ from aavae.loggers.screen import duration, say, shown
 from aavae.reports.columns import ABSENT, columns_of, same, text
 from aavae.reports.shelf import Run
 from aavae.runs.results import name_of
+from aavae.runs.start import KEYS, NOTE, marked
 from aavae.runs.tidy import KINDS, Surplus
 from aavae.runtime.output import spelt
 from aavae.runtime.words import count
 
 # What a row has anyway, by the keys from which it comes.
-SAID = ("method", "dataset", "dataset._target_", "epochs", "experiment", "seed")
+SAID = (*KEYS, "method", "dataset", "dataset._target_", "epochs", "experiment", "seed")
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "dead": "red", "damaged": "red"}
 GAP = 2  # between columns
 
@@ -42,8 +43,9 @@ def show(runs: Sequence[Run], console: Console) -> None:
         columns, left_out = _fitting(columns, console.width)
     console.print(_table(columns), soft_wrap=True)
     scored = any(run.get("score") is not None for run in runs)
+    marks = f" {NOTE}" if any(run.job.start for run in runs) else ""
     about = " The score is that of validation images, by which sweeps select." if scored else ""
-    say(console, f"{count(len(runs), 'run')}.{about}")
+    say(console, f"{count(len(runs), 'run')}.{about}{marks}")
     if left_out:
         say(console, f"Too wide for this terminal: {', '.join(left_out)}; --json has all.")
 
@@ -84,9 +86,10 @@ def _columns(runs: Sequence[Run]) -> list[Listed]:
         Listed("age", [_age(run.age) for run in runs], True),
         Listed("state", [run.job.state for run in runs]),
         Listed("score", [_number(run.get("score")) for run in runs], True),
-        Listed("method", [run.method for run in runs]),
+        Listed("method", [marked(run.method, run.job.start) for run in runs]),
         Listed("dataset", [run.dataset for run in runs]),
         Listed("epochs", [_epochs(run) for run in runs], True),
+        *([Listed("start", [run.job.start or "" for run in runs])] if any(run.job.start for run in runs) else []),
         *([Listed("seed", [text(seed) for seed in seeds], True)] if len({*map(same, seeds)}) > 1 else []),
         *(Listed(c.name, [text(v) for v in c.values]) for c in varied),
     ]
@@ -138,6 +141,7 @@ def as_data(run: Run) -> dict:
         "method": run.method,
         "dataset": run.dataset,
         "seed": run.job.seed,
+        "start": run.job.start,
         **{key: said.get(key) for key in ("started", "updated", "ended", "epoch", "step", "score", "seconds", "flop")},
         "command": said.get("command"),
         "config": run.job.config,

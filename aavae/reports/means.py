@@ -11,6 +11,7 @@ import numpy as np
 from aavae.loggers.screen import FEATURES, PROBES, in_order
 from aavae.reports.columns import ABSENT, Column, columns_of, decides, same
 from aavae.reports.jobs import JobReport, find_jobs
+from aavae.runs.start import KEYS as START
 
 STATES = ("done", "running", "pending", "interrupted", "failed", "dead", "damaged")
 # What a representation depends on, besides the seed: runs that agree on it share a row.
@@ -48,6 +49,11 @@ class Row(NamedTuple):
     def seeds(self) -> int:
         """How many seeds are done."""
         return len({same(job.seed) for job in self.jobs if job.state == "done"})
+
+    @property
+    def start(self) -> str | None:
+        """What its encoders started from, None for random weights and for what owes nothing to training."""
+        return None if self.feature in BASELINES else next((job.start for job in self.jobs if job.start), None)
 
     @property
     def states(self) -> str:
@@ -133,7 +139,7 @@ def _baselines(jobs: list[JobReport], columns: list[Column]) -> list[Row]:
     rows = []
     for feature, prefixes in BASELINES.items():
         begun = [i for i, job in enumerate(jobs) if job.config]
-        kinds = {i: same([(k, v) for k, v in jobs[i].config.items() if k.startswith(prefixes)]) for i in begun}
+        kinds = {i: same([item for item in jobs[i].config.items() if _matters(item[0], prefixes)]) for i in begun}
         labels = [kinds[i] for i in begun]
         several = len(set(labels)) > 1
         own = [several and decides([labels], [same(c.values[i]) for i in begun]) for c in columns]
@@ -143,6 +149,10 @@ def _baselines(jobs: list[JobReport], columns: list[Column]) -> list[Row]:
                 values = tuple(c.values[group[0]] if shown else "" for c, shown in zip(columns, own, strict=True))
                 rows.append(Row(values, feature, [jobs[i] for i in group], found))
     return rows
+
+
+def _matters(key: str, prefixes: tuple[str, ...]) -> bool:
+    return key.startswith(prefixes) and key not in START  # an encoder that nobody has trained is at random weights
 
 
 def _ordered(value: object) -> tuple:

@@ -82,6 +82,7 @@ class Run(NamedTuple):
             "epoch": self.job.number("epoch"),
             "epochs": self.job.config.get("epochs"),
             "score": self.job.number("score"),
+            "start": self.job.start or "random",
             "seconds": self.job.number("seconds"),
             "age": self.age,
             "name": self.folder.name,
@@ -89,7 +90,7 @@ class Run(NamedTuple):
         return facts[key] if key in facts else self.job.config.get(key)
 
 
-FACTS = ("state", "method", "dataset", "epoch", "epochs", "score", "seconds", "age", "name", "since", "tag")
+FACTS = ("state", "method", "dataset", "epoch", "epochs", "score", "start", "seconds", "age", "name", "since", "tag")
 
 
 @cache

@@ -21,6 +21,7 @@ from aavae.reports.jobs import one_line, read_sweep
 from aavae.reports.means import Row, Spread, Summary, counted, tested
 from aavae.runs import status
 from aavae.runs.results import RESULTS, name_of
+from aavae.runs.start import NOTE, marked
 from aavae.runtime import files
 from aavae.runtime.output import spelt
 from aavae.runtime.words import count, latex_escaped, latex_table, markdown_table
@@ -80,6 +81,7 @@ def as_cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
         cells = [text(v) for v in row.values] + ([feature] if features else [])
         if row.values[0] == "" and not features:
             cells[0] = feature
+        cells[0] = marked(cells[0], row.start)
         cells += [str(row.seeds), row.states if row.feature == "h" else ""]
         cells += [percent(row.accuracies.get(probe), row) for probe in summary.probes]
         cells += [_score(row.score)] if score else []
@@ -123,6 +125,8 @@ def notes_of(summary: Summary) -> list[str]:
         notes.append("(n): of n seeds only.")
     if any(spread.mixed for spread, _ in found):
         notes.append("†: not all by one protocol.")
+    if any(row.start for row in summary.rows):
+        notes.append(NOTE)
     for column in summary.columns:
         if along := [key for key in column.along if not key.startswith(_parts(column.key))]:
             more = f" and {len(along) - 5} more" if len(along) > 5 else ""
@@ -252,6 +256,7 @@ def as_csv(summary: Summary) -> str:
         row: dict[str, Any] = {"folder": _relative(job.folder, summary.folder), "name": job.name, "state": job.state}
         row["reason"] = job.line if job.state in UNDONE and job.reason is None else job.reason
         row |= {key: text(values[i]) for key, values in settings.items() if values[i] != ABSENT}
+        row |= {"start": job.start} if any(other.start for other in summary.jobs) else {}
         row |= {"seed": job.seed, "epochs": job.config.get("epochs", (job.overrides or {}).get("epochs"))}
         row |= {key: job.number(key) for key in NUMBERS} | {"device_hours": job.hours}
         rows.append(row | {name_of(r): r["value"] for r in job.results})

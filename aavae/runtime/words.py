@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 LATEX = {  # what LaTeX reads as a command, and what pdfLaTeX has no letter for in every font
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "±": r"$\pm$", "†": r"$\dagger$", "–": "--", "−": "$-$", "×": r"$\times$", "≈": r"$\approx$",
-    "μ": r"$\mu$", "β": r"$\beta$", "σ": r"$\sigma$", "…": r"\ldots{}", "²": r"$^2$",
+    "|": r"\textbar{}", "±": r"$\pm$", "†": r"$\dagger$", "‡": r"$\ddagger$", "–": "--", "−": "$-$", "×": r"$\times$",
+    "≈": r"$\approx$", "μ": r"$\mu$", "β": r"$\beta$", "σ": r"$\sigma$", "…": r"\ldots{}", "²": r"$^2$",
 }  # fmt: skip
 UNLIMITED = 100_000  # columns of a file or a pipe
 

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from aavae import build
 from aavae.errors import UserError
@@ -32,12 +33,17 @@ class JobPlan:
     error: str | None = None
 
 
-def preflight(jobs: list[list[str]], config_dir: str | None, primary: str) -> tuple[list[JobPlan], float, int]:
+def preflight(
+    jobs: list[list[str]], config_dir: str | None, primary: str, folder: Path | None = None
+) -> tuple[list[JobPlan], float, int]:
     """A plan for the overrides of every job, the speed of this machine in FLOP/s of training (0: nobody knows), and its
-    number of GPUs; all found in a process that ends with it. Raises UserError if that process dies."""
+    number of GPUs; all found in a process that ends with it. Raises UserError if that process dies.
+
+    `folder` is where jobs may have begun: those go on without what they once started from.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    apart = context.Process(target=_answer, args=(theirs, jobs, config_dir, primary), daemon=True)
+    apart = context.Process(target=_answer, args=(theirs, jobs, config_dir, primary, folder), daemon=True)
     with blocked():  # it is this one's to end
         apart.start()
     theirs.close()
@@ -53,18 +59,20 @@ def preflight(jobs: list[list[str]], config_dir: str | None, primary: str) -> tu
         apart.join()
 
 
-def _answer(pipe, jobs: list[list[str]], config_dir: str | None, primary: str) -> None:
-    pipe.send(_examine(jobs, config_dir, primary))
+def _answer(pipe, *asked) -> None:
+    pipe.send(_examine(*asked))
 
 
-def _examine(jobs: list[list[str]], config_dir: str | None, primary: str) -> tuple[list[JobPlan], float, int]:
+def _examine(
+    jobs: list[list[str]], config_dir: str | None, primary: str, folder: Path | None = None
+) -> tuple[list[JobPlan], float, int]:
     threads.settle()
     import torch
 
     from aavae.loggers.screen import Reporter
 
     data, possible = _once(_dataset), _once(_possible)
-    facts = _Facts(data, _once(_network), _once(_flops))
+    facts = _Facts(data, _once(_network), _once(_flops), _once(_start), folder)
     with build.unchanged():
         plans = [
             _plan(job, config_dir, primary, possible, facts)
@@ -107,7 +115,10 @@ def _plan(job: list[str], config_dir: str | None, primary: str, possible: Callab
         asked = build.asked(job)
         # What a trainer refuses does not depend on which seed it is.
         decides = config | {"seed": min(config["seed"], 0), "asked": None if asked is None else sorted(asked)}
-        return replace(possible(decides, cfg, asked, facts), overrides=job, config=config, identity=identity(config))
+        plan = replace(possible(decides, cfg, asked, facts), overrides=job, config=config, identity=identity(config))
+        if not (facts.folder and build.continues(cfg, facts.folder / plan.identity)):
+            facts.start({key: config[key] for key in ("encoder", "dataset")}, cfg, facts)
+        return plan
     except UserError as error:
         return JobPlan(job, error=str(error))
     except Exception as error:  # raised by a class of the user's, say
@@ -121,6 +132,8 @@ class _Facts:
     data: Callable
     network: Callable
     flops: Callable
+    start: Callable
+    folder: Path | None
 
 
 def _possible(_: dict, cfg, asked: frozenset[str] | None, facts: _Facts) -> JobPlan:
@@ -149,6 +162,13 @@ def _network(_: dict, cfg, data) -> object:
         return build.model(cfg, data)
 
 
+def _start(_: dict, cfg, facts: _Facts) -> None:
+    """Raise UserError where the weights that the encoder is to start from cannot be had, or do not fit."""
+    data = facts.data(build.plain(cfg)["dataset"], cfg)
+    if begins := build.start(cfg, data):
+        begins(facts.network(build.architecture(cfg, data) | {"size": data.image_size}, cfg, data).encoder)
+
+
 def _flops(described: dict, trainer) -> float:
     """FLOP of training on one image; 0 where it cannot be counted."""
     from aavae.training.flops import training_flop
@@ -170,7 +190,7 @@ def _speed(cfg, plan: JobPlan, data=None) -> float:
     from aavae.training.dry_run import estimate
 
     try:
-        trainer = build.trainer(cfg, data=data, asked=())
+        trainer = build.trainer(cfg, data=data, asked=(), fresh=False)
         images = trainer.total_steps * trainer.loader.batch_size
         # Few images of a large network, which is slow; many of a small one, whose steps are mostly overhead.
         most = max(16, int(TIMED * images / max(plan.flops, 1)))

@@ -93,7 +93,7 @@ class Multirun:
         self.folder = folder = Path(where).absolute()
         node = build.hydra_node([*given, f"hydra.sweep.dir={build.quoted(where)}"], self.config_dir, primary)
         _refuse_helpers(node)
-        plans, speed, self.gpus = preflight(jobs, self.config_dir, primary)
+        plans, speed, self.gpus = preflight(jobs, self.config_dir, primary, folder)
         impossible = [f"{grid.name(p.overrides)}: {p.error}" for p in plans if p.error]
         if impossible:
             several = f"{len(impossible)} of {len(jobs)} jobs are impossible, and none was begun"

@@ -12,6 +12,7 @@ def state_of(trainer, loggers: dict) -> dict:
     """The state of a trainer, as data, with what the `loggers` remember."""
     return {
         "model": trainer.model.state_dict(),
+        "start": trainer.model.start,
         "optimizer": trainer.optimizer.state_dict() | {"name": type(trainer.optimizer).__name__},
         "scaler": trainer.scaler.state_dict(),
         "learners": {guest.name: guest.probe.state() for guest in trainer.learners},
@@ -52,6 +53,7 @@ def restore(trainer, state: dict, origin: str) -> None:
             f"would have been another with epochs={trainer.settings.epochs}; only schedule=constant can be extended"
         )
     checkpoint.fit_state(trainer.model, state["model"], origin)
+    trainer.model.start = state.get("start")
     try:
         _restore_optimizer(trainer.optimizer, state["optimizer"], origin)
         if trainer.scaler.is_enabled() and state["scaler"]:

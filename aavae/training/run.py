@@ -88,7 +88,7 @@ class Run:
                 remembered = self._resume()
                 if (records := self._finished()) is not None:
                     self.reporter.say(f"{shown(self.folder)} is finished ({epochs(self.trainer.epoch)}); its results:")
-                    self.reporter.show(results_tables(records))
+                    self.reporter.show(results_tables(records, self.trainer.model.start))
                     return self.trainer.score
                 heart = status.Heart(self.folder, self._facts, self.trainer.step > 0, command=self.command)
                 # Before anything is written: a logger that cannot start leaves nothing behind.
@@ -272,6 +272,8 @@ class Run:
         say(f"dataset     {t.dataset.name}: {images} for pretraining, {t.dataset.image_size}²")
         about = f", {t.model.about()}" if t.model.about() else ""
         say(f"model       {count(parameters, 'parameter')} ({encoder:,} in the encoder){about}")
+        if t.model.start:
+            say(f"start       {t.model.start}")
         hint = ""
         if t.precision.dtype is None and has_bf16_units(t.device):
             hint = " (precision=bf16 is faster on this CPU)"
@@ -304,7 +306,7 @@ class Run:
         t.score = t.score if evaluation.score is None else evaluation.score
         if t.score is not None:
             self.logger.log({"score": t.score}, t.step, t.epoch)
-        self.reporter.show(results_tables(results.records))
+        self.reporter.show(results_tables(results.records, t.model.start))
         self.reporter.say(f"evaluated in {duration(time.monotonic() - began)}; all in {shown(self.folder)}")
         return saved | {"results": accuracies(self.folder, t.epoch)}
 
@@ -324,6 +326,7 @@ class Run:
             data=self.facts["data"],
             epochs=t.epoch,
             seed=self.config["seed"],
+            start=t.model.start,
         )
         encoder_file.save(self.folder / encoder_file.ENCODER, encoder, found)
         return found

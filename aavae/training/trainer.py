@@ -29,6 +29,7 @@ class Trainer:
     processes), but for dropout, which torch draws: it is a function of (seed, step, process).
 
     `inspector` looks at the model; `optimizer` and `schedule` are functions of the model and of the steps per epoch.
+    `untrained` is the encoder at random weights, where the model's has others.
     Raises UserError where these cannot work together.
     """
 
@@ -46,10 +47,11 @@ class Trainer:
         device: torch.device,
         precision: Precision,
         processes: Processes | None = None,
+        untrained: nn.Module | None = None,
     ):
         self.settings, self.device, self.precision = settings, device, precision
         self.processes = processes or Processes()
-        self.untrained_encoder = copy.deepcopy(model.encoder)
+        self.untrained_encoder = untrained or copy.deepcopy(model.encoder)
         self._layout = torch.channels_last if settings.channels_last else torch.contiguous_format
         # torch's stubs know device and memory_format one at a time only.
         self.model = model.to(device, memory_format=self._layout)  # type: ignore[call-overload]

@@ -1,6 +1,7 @@
 """Checkpoints are data: written atomically, loaded without executing anything, built into models without Hydra."""
 
 import contextlib
+import hashlib
 import itertools
 import warnings
 import zipfile
@@ -77,6 +78,11 @@ def verify(handle: IO[bytes]) -> None:
     handle.seek(0)
 
 
+def begun(folder: Path) -> bool:
+    """Whether a run folder holds checkpoints, good or not."""
+    return any(path for pattern in (LAST, PREVIOUS, "epoch_*.pt") for path in folder.glob(pattern))
+
+
 class Found(NamedTuple):
     """A checkpoint of a run folder, its file, and what `find` was to make of it.
 
@@ -142,11 +148,12 @@ def _newest_first(folder: Path, needed: Sequence[str], faults: dict[str, str]) -
 
 def fit_state(module: nn.Module, state: dict, what: object) -> None:
     """Load a state dict strictly. Raises Damaged naming the first keys, shapes and dtypes that do not fit."""
-    _refuse_misfits(module, state, what)
+    refuse_misfits(module, state, what)
     module.load_state_dict(state)
 
 
-def _refuse_misfits(module: nn.Module, state: dict, what: object) -> None:
+def refuse_misfits(module: nn.Module, state: dict, what: object) -> None:
+    """Raise Damaged naming the first keys, shapes and dtypes of a state dict that do not fit."""
     own = module.state_dict()
     wrong = [f"missing {k}" for k in own if k not in state] + [f"unknown {k}" for k in state if k not in own]
     for name in ("shape", "dtype"):
@@ -155,6 +162,16 @@ def _refuse_misfits(module: nn.Module, state: dict, what: object) -> None:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise Damaged(what, f"does not fit this model: {'; '.join(wrong[:3])}{more}")
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """A short hash of tensors and their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _plain(fact: torch.Size | torch.dtype) -> str:
@@ -169,7 +186,7 @@ def fitted(describe: Callable[[], Module], weights: dict[str, Tensor], path: Pat
     try:
         with torch.device("meta"), _at_most(2 * len(weights) + 1000):
             module = describe()
-        _refuse_misfits(module, weights, path)
+        refuse_misfits(module, weights, path)
     except Damaged:
         raise
     except Exception as error:  # what a file says may do anything to a builder

@@ -23,15 +23,7 @@ def twin(library: str, architecture: dict) -> tuple[nn.Module, str]:
 
     Raises UserError, with the reason, where there is no such model.
     """
-    target = architecture["_target_"]
-    if target == ANY and library == "timm":
-        name, arguments = architecture["name"], architecture.get("kwargs") or {}
-    elif target == VIT and library == "timm":
-        name, arguments = vit.NAME, vit.timm_arguments(**{k: v for k, v in architecture.items() if k != "_target_"})
-    elif target == OURS:
-        name, arguments = _resnet(architecture, library), {}
-    else:
-        raise UserError(f"{library} has no model that computes what {target} does; use to=encoder")
+    name, arguments = named(library, architecture)
     if library == "timm":  # not on the meta device, where timm 1.0.15 cannot build its transformers
         written = "".join(f", {k}={v!r}" for k, v in arguments.items())
         model = timm.create_model(name, num_classes=0, **arguments)
@@ -39,6 +31,18 @@ def twin(library: str, architecture: dict) -> tuple[nn.Module, str]:
     model = torchvision.models.get_model(name)
     model.fc = nn.Identity()
     return model, f"torchvision.models.{name}() with fc=Identity()"
+
+
+def named(library: str, architecture: dict) -> tuple[str, dict]:
+    """What `library` calls that encoder, and the arguments beside the name. Raises UserError as `twin` does."""
+    target = architecture["_target_"]
+    if target == ANY and library == "timm":
+        return architecture["name"], architecture.get("kwargs") or {}
+    if target == VIT and library == "timm":
+        return vit.NAME, vit.timm_arguments(**{k: v for k, v in architecture.items() if k != "_target_"})
+    if target == OURS:
+        return _resnet(architecture, library), {}
+    raise UserError(f"{library} has no model that computes what {target} does; use to=encoder")
 
 
 def _resnet(architecture: dict, library: str) -> str:

@@ -20,7 +20,7 @@ from aavae.weights.ready import make_ready, resize_of, resize_said
 DATA = ("aavae.datasets.", "aavae.augmentations.")
 PORTABLE = (
     "format", "architecture", "model", "mean", "std", "image_size", "step", "steps_per_epoch", "data", "dataset",
-    "config",
+    "config", "start",
 )  # fmt: skip
 
 
@@ -53,6 +53,7 @@ class Trained:
     dataset: str | None = None  # its name
     image_size: int | None = None
     facts: dict = field(default_factory=dict)  # of an encoder alone: what its file says
+    start: str | None = None  # what its encoder started from; None: random weights
     learners: dict = field(default_factory=dict)  # states of the probes that learned along
     note: str | None = None  # what to tell the user
 
@@ -124,6 +125,7 @@ def load_trained(path: Path, trust: tuple[str, ...] = (), **unstated: Unpack[Sai
         data=state["data"],
         dataset=state.get("dataset"),
         image_size=state.get("image_size"),
+        start=state.get("start"),
         learners=state.get("learners", {}),
         note=note or state.get("note"),
     )
@@ -143,6 +145,7 @@ def _encoder_alone(path: Path, trust: tuple[str, ...]) -> Trained:
         data=facts.get("data"),
         dataset=facts.get("dataset"),
         image_size=facts.get("image_size"),
+        start=facts.get("start"),
         facts=facts,
     )
 
@@ -215,7 +218,7 @@ def _warned(path: str | Path, said: Said, trust: tuple[str, ...]) -> tuple[Model
     agree(file, state, **said)
     if note:
         warnings.warn(f"{path}: {note}", UserWarning, stacklevel=3)
-    model.mean, model.std = tuple(state["mean"]), tuple(state["std"])
+    model.mean, model.std, model.start = tuple(state["mean"]), tuple(state["std"]), state.get("start")
     return model.eval(), state
 
 

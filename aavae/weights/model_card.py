@@ -25,7 +25,7 @@ def facts_of(trained: Trained) -> tuple[nn.Module, dict]:
     t = trained
     said: dict[str, Any] = {"mean": t.mean, "std": t.std, "image_size": t.image_size, "dataset": t.dataset}
     said |= {"resize": resize_of(t.config.get("dataset", {})) or t.image_size}
-    said |= {"method": t.method, "data": t.data, "epochs": t.epoch, "seed": t.seed}
+    said |= {"method": t.method, "data": t.data, "epochs": t.epoch, "seed": t.seed, "start": t.start}
     return encoder, facts(encoder, trained.architecture, statistics, **said)
 
 
@@ -43,9 +43,10 @@ def facts(
     data: str | None,
     epochs: float,
     seed: int | None,
+    start: str | None,
 ) -> dict:
     """What a file says of an encoder: how it is built, what images it takes, how it was trained; `statistics` says
-    which its BatchNorm has."""
+    which its BatchNorm has, `start` what it started from (None: random weights)."""
     return {
         "architecture": architecture,
         "output_dim": encoder.output_dim,
@@ -59,6 +60,7 @@ def facts(
         "data": data,
         "epochs": epochs,
         "seed": seed,
+        "start": start,
         "aavae_version": __version__,
     }
 
@@ -80,12 +82,14 @@ def card(facts: dict) -> str:
     settings = ", ".join(f"{k} {v}" for k, v in architecture.items() if v is not None)
     seed = "" if facts.get("seed") is None else f", seed {facts['seed']}"
     numbers = [" (".join((", ".join(f"{v:.4f}" for v in facts[k]), f"{k})")) for k in ("mean", "std")]
+    start = facts.get("start") or (None if facts.get("seed") is None else "random weights")  # which a seed gives
     measured = [f"- {r['probe']}: {100 * r['value']:.2f} % ({r['protocol']})" for r in facts.get("results") or []]
     return "\n".join(
         [
             f"# Encoder of {facts.get('method', 'an unknown method')}",
             "",
             f"- trained on {facts.get('dataset') or 'unknown images'}, {epochs(facts.get('epochs', 0))}{seed}",
+            *([f"- started from {start}"] if start else []),
             f"- {built}: {settings}; images ({facts.get('image_size')} pixels) to {facts.get('output_dim')} features",
             f"- normalisation: images in [0, 1], then {' and '.join(numbers)} per channel",
             f"- BatchNorm statistics: {facts.get('batchnorm_statistics', 'unknown')}",

@@ -169,6 +169,7 @@ CHECKPOINT: dict[str, Rule] = {
     ),
     "image_size": _pixels,
     "model": _tensors,
+    "start": _text_or_none,
     "mean": _mean,
     "std": _std,
     "step": _must("a count of steps", _count),
@@ -199,6 +200,7 @@ FACTS: dict[str, Rule] = {
     "data": _text_or_none,
     "epochs": _epochs,
     "seed": _seed,
+    "start": _text_or_none,
     "batchnorm_statistics": _text,
     "results": _must("records of probes", _records),
 }

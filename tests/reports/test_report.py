@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import statistics
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from run_folders import a_run, a_sweep, record
 
 from aavae.reports.jobs import find_jobs
 from aavae.reports.means import summarize
-from aavae.reports.tables import as_csv, markdown, write
+from aavae.reports.page import page
+from aavae.reports.tables import as_csv, latex, markdown, write
 
 
 def cells(folder: Path) -> list[dict[str, str]]:
@@ -107,6 +109,22 @@ def test_baselines_of_other_images_or_encoders_are_no_mean(tmp_path):
     assert len([r for r in cells(tmp_path) if r["features"] == "untrained"]) == 3
 
 
+def test_rows_that_did_not_start_from_random_weights_are_marked(tmp_path):
+    for i, encoder in enumerate(({}, {"encoder__weights": "a.pt"}, {"encoder__pretrained": True})):
+        records = [record(value=i / 4), record(value=0.3, feature="mu"), record(value=0.1, feature="h_untrained")]
+        a_run(tmp_path / str(i), *records, method=f"m{i}", encoder__name="vit", **encoder)
+    found = [next(iter(row.values())) for row in cells(tmp_path)]
+    assert found == ["m0", "m0", "m1 ‡", "m1 ‡", "m2 ‡", "m2 ‡", ""]
+    assert cells(tmp_path)[-1]["features"] == "untrained"  # the floor is one, at random weights
+    text = markdown(summarize(tmp_path))
+    assert "‡: training did not start from random weights." in text and r"m1 $\ddagger$" in latex(summarize(tmp_path))
+    assert "m1 ‡" in page(summarize(tmp_path))
+    assert [row["start"] for row in rows(tmp_path)] == ["", "a.pt", "pretrained vit"]
+    shutil.rmtree(tmp_path / "1")
+    shutil.rmtree(tmp_path / "2")
+    assert "‡" not in markdown(summarize(tmp_path)) and "start" not in rows(tmp_path)[0]
+
+
 def test_other_representations_of_a_run_have_rows_of_their_own(tmp_path):
     a_run(tmp_path / "a", record(value=0.5), record(value=0.4, feature="mu"), record(value=0.3, feature="pixels"))
     rows_of = [(row["method"], row["features"], row["kNN"]) for row in cells(tmp_path)]
@@ -186,7 +204,9 @@ def test_jobs_that_never_began_stand_with_what_was_asked_of_them(tmp_path):
 
 
 def test_what_was_asked_of_them_is_read_as_hydra_reads_it(tmp_path):
-    a_sweep(tmp_path, "loss.beta=1 deterministic=true", "loss.beta=2 deterministic=True", "loss.beta=3 deterministic=no")
+    a_sweep(
+        tmp_path, "loss.beta=1 deterministic=true", "loss.beta=2 deterministic=True", "loss.beta=3 deterministic=no"
+    )
     a_run(tmp_path / "0", record(), loss__beta=1.0, deterministic=True)
     assert [row["deterministic"] for row in cells(tmp_path)] == ["true", "true", "no"]
 

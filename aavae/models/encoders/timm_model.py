@@ -17,12 +17,13 @@ def timm_model(name: str, image_size: int, kwargs: dict | None = None) -> nn.Mod
     `kwargs` go to `timm.create_model`. Raises UserError for a name timm does not know (with the nearest ones), for
     arguments it refuses, and for a model that cannot take images of `image_size`.
     """
-    if name not in timm.list_models():
+    if str(name).split(".")[0] not in timm.list_models():
         near = difflib.get_close_matches(str(name).split(".")[0], timm.list_models(), 5)
         raise UserError(f"timm has no model {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
     arguments = dict(kwargs or {})
     if refused := [k for k in arguments if k.startswith(("pretrained", "checkpoint", "cache"))]:
-        raise UserError(f"encoder.kwargs.{refused[0]}: pretraining starts from random weights; leave it out")
+        ways = "encoder.pretrained=true starts from timm's weights, encoder.weights=PATH from those of a file"
+        raise UserError(f"encoder.kwargs.{refused[0]} is not for weights: {ways}")
     try:
         with torch.device("cpu"):  # some of timm's cannot be built on the meta device
             net: Any = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
