@@ -21,7 +21,8 @@ def run(
             with signals.listening():
                 code = work() or 0
         except UserError as error:
-            print(f"{name}: {error}", file=sys.stderr)
+            if not getattr(error, "said", False):
+                print(f"{name}: {error}", file=sys.stderr)
             code = 2
         except KeyboardInterrupt as error:
             if not getattr(error, "said", False):

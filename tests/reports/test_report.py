@@ -186,7 +186,9 @@ def test_jobs_that_never_began_stand_with_what_was_asked_of_them(tmp_path):
 
 
 def test_what_was_asked_of_them_is_read_as_hydra_reads_it(tmp_path):
-    a_sweep(tmp_path, "loss.beta=1 deterministic=true", "loss.beta=2 deterministic=True", "loss.beta=3 deterministic=no")
+    a_sweep(
+        tmp_path, "loss.beta=1 deterministic=true", "loss.beta=2 deterministic=True", "loss.beta=3 deterministic=no"
+    )
     a_run(tmp_path / "0", record(), loss__beta=1.0, deterministic=True)
     assert [row["deterministic"] for row in cells(tmp_path)] == ["true", "true", "no"]
 
