@@ -21,8 +21,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from aavae import __version__, build
+from aavae.config.schema import NAMED
 from aavae.errors import GaveUp, UserError
-from aavae.runtime import caches, exits, files, signals, slurm
+from aavae.runtime import caches, exits, files, signals, slurm, torchrun
+from aavae.runtime.output import complain
 from aavae.runtime.words import count, wrapped
 from aavae.sweeps.grid import Grid
 from aavae.sweeps.sweep import Multirun
@@ -57,7 +59,8 @@ class Command:
         raise NotImplementedError
 
     def work(self, built: Any, cfg: DictConfig, folder: Path, name: str, group: str | None) -> float | None:
-        """Do the job in its folder and return its score; `name` and `group` (a sweep) are for dashboards."""
+        """Do the job in its folder and return its score; `name` (of a job, or "") and `group` (a sweep) are for
+        dashboards."""
         raise NotImplementedError
 
     def estimate(self, built: Any) -> float:
@@ -180,7 +183,7 @@ class Command:
         if task.error:
             raise task.error
         if task.failed:
-            print(f"{self.name}: {count(task.failed, 'job')} failed", file=sys.stderr)
+            complain(f"{self.name}: {count(task.failed, 'job')} failed")
         return 1 if task.failed else 0
 
     def typed(self, again: bool = False) -> str:
@@ -190,7 +193,7 @@ class Command:
         if given.endswith(".py"):
             program = ["python", "-m", self.module]
         if "LOCAL_WORLD_SIZE" in os.environ:
-            program = ["torchrun", f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}", "-m", self.module]
+            program = ["torchrun", *torchrun.words(), "-m", self.module]
         return shlex.join([*program, *(a for a in self.words if not (again and a.lstrip("+").startswith("resume=")))])
 
 
@@ -216,11 +219,11 @@ class Task:
             return self.sweep.run_alone(list(job.overrides.task), job.job.num, folder, build.plain(cfg))
         try:
             with self.prepared or self.command.prepare(cfg) as built:
-                name, group = job.job.override_dirname, None
+                name, group = "", None
                 if sweeping:
-                    group = Path(job.sweep.dir).name
+                    name, group = job.job.override_dirname, Path(job.sweep.dir).name
                 elif "sweep" in cfg:  # a job in a process of its own, or a run that was named
-                    name, group = cfg.sweep.job or name, cfg.sweep.name
+                    name, group = cfg.sweep.job or "", cfg.sweep.name
                 return self.command.work(built, cfg, folder, name, group)
         except KeyboardInterrupt as error:
             self.error = error
@@ -232,7 +235,7 @@ class Task:
             if not isinstance(error, UserError):
                 traceback.print_exc()
             which = f"job {job.job.num} ({job.job.override_dirname})"
-            print(f"{self.command.name}: {which} failed: {error}", file=sys.stderr)
+            complain(f"{self.command.name}: {which} failed: {error}")
         finally:
             _remove_if_nothing_was_begun(folder)
         self.failed += 1
@@ -275,8 +278,17 @@ def _options(config_dir: str | None, group: str) -> str:
 
 def _dials(primary: str) -> str:
     """The dials with their comments, for the help text: what stands between the defaults and Hydra's own settings."""
-    text = (resources.files("aavae.conf") / f"{primary}.yaml").read_text()
+    text = (resources.files("aavae.conf") / f"{primary}.yaml").read_text(encoding="utf-8")
     return text.split("\n\n")[1].replace("$", "$$")  # Hydra's help is a string.Template
+
+
+def chosen(config: dict) -> dict[str, str | list[str]]:
+    """The options that the job which Hydra runs now has chosen of each group: of `probe` and `logger` all of them, and
+    none of a part that its model, by the plain `config`, does not take."""
+    found = {str(g): str(option) for g, option in HydraConfig.get().runtime.choices.items() if option is not None}
+    found = {group: option for group, option in found.items() if not group.startswith("hydra/")}
+    unused = {group: "none" for group in found if config.get(group) == {"_target_": None}}
+    return found | unused | {group: list(config[group]) for group in NAMED}
 
 
 def under_wandb_agent() -> bool:

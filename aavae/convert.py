@@ -9,6 +9,7 @@ from pathlib import Path
 from aavae import __version__
 from aavae.errors import UserError
 from aavae.runtime import exits
+from aavae.runtime.words import wrapped
 
 KINDS = {
     "checkpoint": (".pt", "a model to load and to evaluate, without what is needed to continue training"),
@@ -19,8 +20,8 @@ KINDS = {
 OPTIONS = {
     "to": f"{', '.join(KINDS)}; by default encoder for .safetensors, checkpoint for .pt",
     "dataset": "cifar10, stl10 or imagenet: for a file of the released code that does not say it",
-    "stem": "cifar, stl or imagenet: likewise",
-    "image_size": "in pixels: likewise",
+    "stem": "cifar, stl or imagenet: for such a file too",
+    "image_size": "in pixels: for such a file too",
     "trust": "a module or package of your own that the model may come from",
     "overwrite": "true: replace OUT",
 }
@@ -72,15 +73,19 @@ def _arguments(argv: list[str]) -> dict:
     parser = argparse.ArgumentParser(
         prog="aavae-convert",
         usage="aavae-convert IN OUT [OPTION=VALUE ...]",
-        description="Convert a run folder, checkpoint or encoder file, ours or the released code's (Lightning).",
-        epilog="\n".join(
-            [
-                "settings:",
-                *(f"  {name}=".ljust(14) + text for name, text in OPTIONS.items()),
-                "",
-                "what to= makes:",
-                *(f"  {name:<12}{end:<13}{text}" for name, (end, text) in KINDS.items()),
-            ]
+        description=wrapped(
+            "Convert a run folder, checkpoint or encoder file, ours or the released code's (Lightning)."
+        ),
+        epilog=wrapped(
+            "\n".join(
+                [
+                    "settings:",
+                    *(f"  {name}=".ljust(14) + text for name, text in OPTIONS.items()),
+                    "",
+                    "what to= makes:",
+                    *(f"  {name:<12}{end:<13}{text}" for name, (end, text) in KINDS.items()),
+                ]
+            )
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from aavae import __version__
 from aavae.errors import UserError
 from aavae.runtime import exits
+from aavae.runtime.words import wrapped
 
 OPTIONS = {
     "run": "run folder, checkpoint or encoder file, ours or the released code's",
@@ -17,15 +18,15 @@ OPTIONS = {
     "images": "folder or zip of images",
     "out": "file to write: .parquet, .npz or .safetensors; with query also .png",
     "features": "h (default), mu, z, map, layer1 to layer4",
-    "query": "an image, whose nearest neighbours are drawn: into out, or beside it as .png",
-    "neighbours": "how many; 17",
-    "batch_size": "256",
-    "workers": "processes that read images; 4",
+    "query": "an image; its nearest neighbours are drawn into out, or beside it as .png",
+    "neighbours": "how many; default 17",
+    "batch_size": "default 256",
+    "workers": "processes that read images; default 4",
     "device": "auto, cpu, cuda, cuda:N, mps",
     "on_error": "fail (default), or skip: leave out images that cannot be used",
-    "image_size": "of a file of the released code that does not say it, in pixels",
-    "stem": "the same for the stem: cifar, stl or imagenet",
-    "dataset": "the same for the dataset: cifar10, stl10 or imagenet",
+    "image_size": "in pixels: for a file of the released code that does not say it",
+    "stem": "for such a file too: cifar, stl or imagenet",
+    "dataset": "for such a file too: cifar10, stl10 or imagenet",
     "trust": "a module or package of your own that the model may come from",
     "overwrite": "true: replace out",
 }
@@ -36,8 +37,12 @@ def _arguments(argv: list[str]) -> dict[str, str]:
     parser = argparse.ArgumentParser(
         prog="aavae-embed",
         usage="aavae-embed run=PATH images=PATH out=FILE [NAME=VALUE ...]",
-        description="Write the features of images, with their file names and labels (the folder each lies in).",
-        epilog="\n".join(["settings:", *(f"  {name}=".ljust(15) + text for name, text in OPTIONS.items())]),
+        description=wrapped(
+            "Write the features of images, with their file names and labels (the folder each lies in)."
+        ),
+        epilog=wrapped(
+            "\n".join(["settings:", *(f"  {name}=".ljust(15) + text for name, text in OPTIONS.items())]),
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

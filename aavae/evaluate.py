@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from aavae import build
-from aavae.command import Command
+from aavae.command import Command, chosen
 from aavae.errors import UserError
 from aavae.runtime import threads
 
@@ -60,7 +60,8 @@ class Evaluate(Command):
 
     def work(self, built, cfg: DictConfig, folder: Path, name: str, group: str | None) -> float | None:
         """Run the probes; what each finds is written at once."""
-        return built.go(folder, config=build.plain(cfg), command=self.typed())
+        config = build.plain(cfg)
+        return built.go(folder, config=config, chosen=chosen(config), command=self.typed())
 
 
 def _path(cfg: DictConfig) -> Path:

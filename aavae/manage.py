@@ -43,13 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     run = ("run", None, "a folder, the beginning of its name, or @last")
     listing = add("ls", "list runs, the newest first, with the settings in which they differ", what)
     listing.add_argument("--json", action="store_true", help="all that is known, for programs")
-    add("show", "show how a run stands, in what it differs from its preset, and what it found", run)
+    add("show", "show the state of a run, its differences from the preset, and its results", run)
     add("diff", "show in what two runs differ", ("first", None, run[2]), ("second", None, run[2]))
     best = add("best", "show the run with the best score on validation images, and those next to it", what)
     best.add_argument("-n", type=int, default=5, help="how many; 5")
     best.add_argument("--json", action="store_true", help="all that is known, for programs")
     add("tail", "follow a run until it ends", run)
-    prune = add("prune", "say what runs can do without; remove it with --yes", what)
+    prune = add("prune", "list files that are not needed; remove them with --yes", what)
     prune.add_argument("--yes", action="store_true", help="remove it")
     prune.add_argument(
         "--keep", action="append", default=[], metavar="KIND", help="leave previous, checkpoints or failed"

@@ -13,7 +13,7 @@ from aavae.runtime import exits
 def _work() -> int:
     parser = argparse.ArgumentParser(
         prog="aavae-report",
-        description="Say what the jobs of a sweep, or the runs in any folder, have found: means over seeds on the "
+        description="Summarise the jobs of a sweep, or the runs in any folder: means over seeds on the "
         "screen and in DIR/sweep.md and sweep.tex, every job in DIR/sweep.csv, and a page to look at, with charts, "
         "DIR/sweep.html. Works while they run.",
         epilog="exit codes: 0 no job has failed, 1 some have or are dead, 2 something cannot be read or written",

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from aavae import build
-from aavae.command import Command
+from aavae.command import Command, chosen
 from aavae.errors import UserError
 from aavae.runs import sweep as sweeps
 from aavae.runs.identity import identity
@@ -87,7 +87,8 @@ class Train(Command):
             resume=str(cfg.resume),
             command=self.typed(again=True),
             typed=self.typed(),
-            name=name or config["method"],
+            chosen=chosen(config),
+            name=name,
             group=group,
         ).go()
 

@@ -22,6 +22,7 @@ from aavae.embed import OPTIONS
 from aavae.errors import UserError
 from aavae.reports.shelf import FACTS
 from aavae.sweeps.grid import Grid
+from aavae.training import health
 from aavae.training.flops import training_flop
 from experiments.artefact import SETTINGS, parse
 
@@ -42,6 +43,7 @@ SMALL = {
     "geometry": {"images": 8, "features": "[mu]"},
     "embedding": {"images": 8},
     "linear": {"epochs": 1},
+    "protocols": {"epochs": 1, "steps": 2, "weight_decays": "[0.1]"},
     "semi": {"epochs": "[1,1]", "features": "[h]"},
     "finetune": {"epochs": 1, "features": "[h]"},
 }
@@ -109,7 +111,7 @@ def shortened(program: str, arguments: list[str]) -> list[str]:
         settings |= {group: "resnet_tiny" for group in {"encoder", "decoder"} - given - without}
         settings |= {} if probes else {"probe": "[]"}
     elif not probes:
-        probes = build.options("probe")
+        probes = build.compose([], primary="evaluate").probe
     settings |= {f"probe.{p}.{k}": v for p in probes for k, v in SMALL.get(p, {}).items()}
     return [*kept, *(f"{k}={v}" for k, v in settings.items())]
 
@@ -400,7 +402,25 @@ def test_every_name_that_is_logged_is_described(demo):
     lines = [json.loads(line) for line in (demo / "metrics.jsonl").read_text().splitlines()]
     logged = {name.split("/")[-1] for line in lines for name in line} - {"step", "epoch", "images_per_second"}
     described = {name for row in table("methods", "name") for name in in_backticks(f"`{row}`")}
-    assert logged == described - {"", "spread", "invariance", "variance", "covariance", "sigreg"}
+    assert logged == described - {"", "spread", "rank", "invariance", "variance", "covariance", "sigreg"}
+
+
+def test_every_warning_is_described_with_its_thresholds():
+    rows = table("logging", "warning")
+    own = health.Health(batch_size=1, steps_per_epoch=1, warmup_steps=0)
+    assert list(rows) == [rule.name for rule in own.rules]
+
+    def numbers(name: str) -> list[float]:
+        return [float(number) for number in re.findall(r"[\d.]+", rows[name][1])]
+
+    for rule in own.rules:
+        if isinstance(rule, health.Bound):
+            assert numbers(rule.name) == [rule.limit, rule.lines]
+            assert rows[rule.name][0] == f"`{rule.metric}`"
+            assert ("below" if rule.above else "above") in rows[rule.name][1]
+    assert numbers("flat") == [health.FLAT_LINES, health.FLAT_STEPS, health.BLOCKS, health.NOISE]
+    assert numbers("speed") == [health.SLOW, health.SLOW_LINES, health.SLOW_SECONDS]
+    assert f"`speed` at {health.FAST_AGAIN:g}" in (ROOT / "docs/logging.md").read_text()
 
 
 def test_every_file_of_a_run_is_described(demo):

@@ -36,4 +36,4 @@ def settled(config: dict) -> dict:
 def _of_autoencoders() -> frozenset[str]:
     """The shipped methods that choose a loss for the autoencoder, and no model."""
     files = (SHIPPED / "method").glob("*.yaml")
-    return frozenset(path.stem for path in files if "override /model" not in path.read_text())
+    return frozenset(path.stem for path in files if "override /model" not in path.read_text(encoding="utf-8"))

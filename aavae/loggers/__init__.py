@@ -3,12 +3,12 @@
 import contextlib
 import dataclasses
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from aavae.errors import first_line
+from aavae.runtime.output import complain
 from aavae.runtime.words import shortened
 
 
@@ -16,12 +16,14 @@ from aavae.runtime.words import shortened
 class Beginning:
     """What a logger is told when a run starts or goes on: where, from which step, under which names.
 
-    `job_type` is pretrain, evaluate or report; `remembered` is what the logger's `state` was in the checkpoint.
+    `job_type` is pretrain, evaluate or report; `chosen` are the options of the config's groups; `remembered` is what
+    the logger's `state` was in the checkpoint.
     """
 
     folder: Path
     step: int = 0
     config: dict = dataclasses.field(default_factory=dict)
+    chosen: dict = dataclasses.field(default_factory=dict)
     name: str | None = None
     group: str | None = None
     remembered: dict = dataclasses.field(default_factory=dict)
@@ -34,12 +36,17 @@ class Beginning:
         return self.job_type == "pretrain"
 
 
+def name_for(method: str, dataset: str, folder: Path) -> str:
+    """The name of a run that nobody has named: `aavae-cifar10-0123456789`, the last part of which is its folder's."""
+    return f"{method}-{dataset}-{folder.name}"
+
+
 class Loggers:
     """Several loggers as one, by name.
 
     A logger has `start`, `log`, `picture`, `results`, `state` and `close`, and `place`: the file or folder that it
-    writes in the run folder. One that fails is said once on stderr and left out from then on, so that a network does
-    not end days of training; one that calls itself `indispensable` raises.
+    writes in the run folder; it may have `report` and `encoder`. One that fails is said once on stderr and left out
+    from then on, so that a network does not end days of training; one that calls itself `indispensable` raises.
     """
 
     def __init__(self, loggers: dict[str, Any]):
@@ -89,6 +96,10 @@ class Loggers:
         """What a sweep has found, as a table and as Plotly figures by title; all must have `report`."""
         self._tell(lambda logger: logger.report(head, rows, figures))
 
+    def encoder(self, path: Path, facts: dict, card: str) -> None:
+        """The encoder file of a run that has finished, what it says of itself, and its model card in Markdown."""
+        self._tell(lambda logger: hasattr(logger, "encoder") and logger.encoder(path, facts, card))
+
     def state(self) -> dict[str, dict]:
         """What each logger wants remembered in a checkpoint, by its name; the last word of those that are gone."""
         self._remembered |= self._tell(lambda logger: logger.state())
@@ -105,7 +116,7 @@ class Loggers:
                 if getattr(logger, "indispensable", False):
                     raise
                 self._lost.add(name)
-                print(f"the logger {name} failed ({first_line(error)}); the run continues without it", file=sys.stderr)
+                complain(f"the logger {name} failed ({first_line(error)}); the run continues without it")
         return answers
 
     def close(self, failed: bool = False) -> None:
@@ -118,6 +129,6 @@ class Loggers:
                 interrupted = error
             except Exception as error:  # the numbers are on disk; a logger's farewell must not fail the run
                 if name not in self._lost:
-                    print(f"closing the logger {name} failed ({first_line(error)})", file=sys.stderr)
+                    complain(f"closing the logger {name} failed ({first_line(error)})")
         if interrupted:
             raise interrupted

@@ -31,7 +31,7 @@ class MetricsFile:
     def _until(self, step: int) -> list[str]:
         kept = []
         if self.path.exists() and step > 0:
-            for line in self.path.read_text(errors="replace").splitlines():
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     if json.loads(line)["step"] <= step:
                         kept.append(line)

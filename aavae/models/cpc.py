@@ -1,6 +1,5 @@
 """CPC v2 (Hénaff et al. 2020): from the patches above, predict those some rows below."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch.nn import functional as F
 
 from aavae.errors import UserError
 from aavae.models import Model
+from aavae.models.diagnostics import cloud
 from aavae.models.output import full
 from aavae.models.pairs import unit
 from aavae.runtime.device import without_autocast
@@ -94,5 +94,5 @@ class CPC(Model):
         return unit(grid.mean((2, 3))), {"loss": torch.stack(losses).sum()}
 
     def measure(self, output: Tensor, x: Tensor, clean, std: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """The standard deviation of the components of h, at length 1, times √D: 0 when all images look alike."""
-        return {"spread": output.std(0).mean() * math.sqrt(output.shape[-1])}
+        """How h, at length 1, fills its space: `spread`, which is 0 when all images look alike, and `rank`."""
+        return cloud(output)

@@ -134,3 +134,14 @@ def agreement(clean: Output, output: Output, noise: Tensor | None = None) -> dic
 def active_units(mu: Tensor, threshold: float = 0.01) -> Tensor:
     """How many latents of μ `(N, D)` have a variance above the threshold (Burda et al. 2016, §5.2)."""
     return (mu.var(0, correction=0) > threshold).sum().to(torch.float32)
+
+
+@torch.no_grad()
+def cloud(z: Tensor) -> dict[str, Tensor]:
+    """How unit vectors `(N, D)` fill their space. `spread`: the standard deviation of their components times √D, near 1
+    for vectors in all directions, 0 for one vector. `rank`: in how many directions they vary, the participation ratio
+    (Σλ)²/Σλ² of their covariance's eigenvalues, D for a ball and 1 for a line; 0 for one vector."""
+    centred = z - z.mean(0)
+    gram = centred @ centred.T if len(z) < z.shape[-1] else centred.T @ centred  # the same eigenvalues, fewer products
+    rank = gram.trace().square() / gram.square().sum().clamp(min=torch.finfo(gram.dtype).tiny)
+    return {"spread": z.std(0).mean() * math.sqrt(z.shape[-1]), "rank": rank}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from aavae.errors import UserError
 from aavae.models import Model
+from aavae.models.diagnostics import cloud
 from aavae.models.output import full
 from aavae.models.pairs import unit
 
@@ -89,8 +90,8 @@ class Masked(Model):
         return unit(h), {"loss": masked_error(full(predicted), target, self._hidden(seen), self.norm_pixels)}
 
     def measure(self, output: Tensor, x: Tensor, clean, std: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """The standard deviation of the components of h, at length 1, times √D: 0 when all images look alike."""
-        return {"spread": output.std(0).mean() * math.sqrt(output.shape[-1])}
+        """How h, at length 1, fills its space: `spread`, which is 0 when all images look alike, and `rank`."""
+        return cloud(output)
 
     def about(self) -> str:
         """How much is seen."""

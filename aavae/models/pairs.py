@@ -1,12 +1,11 @@
 """What methods that compare two views of an image have in common."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aavae.models import Model
+from aavae.models.diagnostics import cloud
 from aavae.models.output import full
 
 
@@ -37,10 +36,8 @@ class Pair(Model):
         return self.of_each(nn.Sequential(self.encoder, self.projection), views)
 
     def measure(self, output: Tensor, x: Tensor, clean, std: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """How alike the two views are (`cos_sim`), and the standard deviation of the unit vectors' components times √D
-        (`spread`): near 1 when healthy, 0 when collapsed."""
-        spread = output.flatten(0, 1).std(0).mean() * math.sqrt(output.shape[-1])
-        return {"cos_sim": (output[0] * output[1]).sum(-1).mean(), "spread": spread}
+        """How alike the two views are (`cos_sim`), and how the unit vectors fill their space (`spread`, `rank`)."""
+        return {"cos_sim": (output[0] * output[1]).sum(-1).mean(), **cloud(output.flatten(0, 1))}
 
     def validate(
         self, views: Tensor, x: Tensor, std: Tensor, samples: int, generator: torch.Generator

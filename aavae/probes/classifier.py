@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aavae.augmentations.pipeline import Pipeline
 from aavae.datasets import Dataset, Images, labels_of, to_float
 from aavae.errors import UserError
 from aavae.probes.representations import Representation
@@ -113,13 +114,13 @@ def linear_head(features: int, classes: int, device: torch.device, generator: to
 
 
 def cropped_batches(
-    encode: Representation, dataset: Dataset, split: Images, how: Plan, keys: tuple
+    encode: Representation, dataset: Dataset, split: Images, how: Plan, keys: tuple, crops: Pipeline | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images `(B, 3, H, W)`, shuffled and cropped anew in each epoch, and their labels, on the device.
 
-    Order and crops are a function of `keys`, epoch and batch.
+    Order and crops are a function of `keys`, epoch and batch; `crops` are the dataset's if none are given.
     """
-    crops = dataset.crops()
+    crops = crops or dataset.crops()
     for epoch in range(how.epochs):
         order = torch.randperm(len(split), generator=generator_for(*keys, "order", epoch))
         order = order[: how.per_epoch * how.size]

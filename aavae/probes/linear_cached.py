@@ -29,6 +29,13 @@ def fit_softmax(features: Tensor, labels: Tensor, num_classes: int, weight_decay
     return head
 
 
+def scale_of(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation `(F,)` by which features `(N, F)` are standardised."""
+    std = features.std(0)
+    # A feature that is constant but for rounding has nothing to standardise.
+    return features.mean(0), torch.where(std > 1e-5 * features.abs().amax(0), std, 1.0)
+
+
 class LinearCached:
     """Linear classifier on standardised features without augmentation; weight decay chosen on the validation split."""
 
@@ -40,9 +47,7 @@ class LinearCached:
     def run(self, encode: Representation, dataset: Dataset) -> list[dict]:
         """The accuracy of the chosen classifier on validation and test images."""
         train, labels = encode("train")
-        mean, std = train.mean(0), train.std(0)
-        # A feature that is constant but for rounding has nothing to standardise.
-        std = torch.where(std > 1e-5 * train.abs().amax(0), std, 1.0)
+        mean, std = scale_of(train)
         data = {s: ((encode(s)[0] - mean) / std, encode(s)[1]) for s in ("train", "val", "test")}
 
         def accuracy(head: nn.Linear, split: str) -> float:

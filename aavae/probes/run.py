@@ -8,7 +8,7 @@ from torch import nn
 
 from aavae.augmentations.pipeline import Pipeline
 from aavae.datasets import Dataset, same_images
-from aavae.loggers import Beginning, Loggers
+from aavae.loggers import Beginning, Loggers, name_for
 from aavae.loggers.screen import Reporter, duration, results_tables, shown
 from aavae.probes.guests import Evaluation, Guest, Results
 from aavae.probes.representations import Representations
@@ -45,7 +45,7 @@ class Judgement:
             if guest.name in trained.learners and self.at_home:
                 guest.probe.restore(trained.learners[guest.name], device)
 
-    def go(self, folder: Path, *, config: dict, command: str) -> float | None:
+    def go(self, folder: Path, *, config: dict, chosen: dict, command: str) -> float | None:
         """Run the probes in `folder`, writing what each finds at once; returns the score.
 
         Raises UserError if another process is busy in the folder.
@@ -56,7 +56,7 @@ class Judgement:
             results = Results(folder, self.logger, t.step, t.epoch, keep=True)
             made = self._representations()
             evaluation = Evaluation(self.guests, made, t.model, self.dataset, self.reporter, t.epoch)
-            self._begin(folder, config, command, evaluation.checksum)
+            self._begin(folder, config, chosen, command, evaluation.checksum)
             failed = True
             try:
                 evaluation.run(results.add)
@@ -105,7 +105,7 @@ class Judgement:
             torch.manual_seed(seed_for(self.trained.seed, "init"))
             return component(self.trained.architecture, trusting(self.trained.trust))
 
-    def _begin(self, folder: Path, config: dict, command: str, checksum: str) -> None:
+    def _begin(self, folder: Path, config: dict, chosen: dict, command: str, checksum: str) -> None:
         t = self.trained
         origin = provenance(self.device, command, t.seed, self.dataset.fingerprint())
         asked = [guest.name for guest in self.guests]
@@ -119,7 +119,8 @@ class Judgement:
                 folder,
                 step=t.step,
                 config=t.config | {"evaluation": config},
-                name=folder.name,
+                chosen=chosen,
+                name=name_for(t.method, self.dataset.name, folder),
                 group=sweep,
                 job_type="evaluate",
                 provenance=origin,

@@ -9,18 +9,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aavae.loggers.screen import duration, results_tables, shown
+from aavae.loggers.screen import duration, results_tables, say, shown
+from aavae.loggers.screen import show as show_table
 from aavae.reports.columns import ABSENT, same, text
+from aavae.reports.jobs import one_line
 from aavae.reports.shelf import Run
 from aavae.runs.provenance import PROVENANCE
 from aavae.runs.results import name_of
-from aavae.runtime.words import count
+from aavae.runtime.output import spelt
+from aavae.runtime.words import count, folded
 
 
 def sessions_of(folder: Path) -> list[dict]:
     """The sessions in a run's provenance.json; none where it has none that can be read."""
     try:
-        found = json.loads((folder / PROVENANCE).read_text())
+        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
@@ -29,13 +32,13 @@ def sessions_of(folder: Path) -> list[dict]:
 def show(run: Run, preset: dict[str, object], name: str, console: Console) -> None:
     """Print a run: how it stands, in what it differs from its `preset`, which has a `name`, and what it found."""
     for label, line in _facts(run):
-        console.print(f"{label:<12}{line}", markup=False, soft_wrap=True)
+        say(console, f"{label:<12}{line}")
     if config := run.job.config:
         differ = [key for key in dict.fromkeys([*preset, *config]) if same(config.get(key)) != same(preset.get(key))]
         rows = [[key, *(text(c.get(key, ABSENT)) for c in (config, preset))] for key in differ if key != "seed"]
         _table(console, f"What differs from {name}", ["setting", "here", name], rows, f"nothing differs from {name}")
     for table in results_tables(run.job.results):
-        console.print(table)
+        show_table(console, table)
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
@@ -50,8 +53,10 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "trained", f"{run.method} on {run.dataset}, seed {job.seed}, {_epochs(run)}"
     if (score := job.number("score")) is not None:
         yield "score", f"{score:.4g}, on validation images"
+    for warning in said.get("warnings") or ():
+        yield "warning", one_line(str(warning)).removeprefix("warning: ")
     if command := said.get("command"):
-        yield "command", str(command)
+        yield "command", folded(str(command), 12)
     for session in sessions_of(run.folder)[-1:]:
         yield "code", _code(session)
         yield "machine", f"{session.get('device')}, {count(session.get('threads') or 0, 'thread')}"
@@ -111,13 +116,11 @@ def _value(value: float | None) -> str:
 
 def _table(console: Console, title: str, head: list[str], rows: list[list[str]], nothing: str) -> None:
     if not rows:
-        console.print(f"{nothing[0].upper()}{nothing[1:]}.", markup=False)
+        say(console, f"{nothing[0].upper()}{nothing[1:]}.")
         return
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(head):
-        table.add_column(Text(name), overflow="fold", no_wrap=i == 0)
+        table.add_column(Text(spelt(name)), overflow="fold", no_wrap=i == 0)
     for row in rows:
-        table.add_row(*map(Text, row))
-    if not console.is_terminal:
-        console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
-    console.print(table)
+        table.add_row(*(Text(spelt(cell)) for cell in row))
+    show_table(console, table, folds=True)

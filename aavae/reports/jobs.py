@@ -82,7 +82,7 @@ def read_sweep(folder: Path) -> dict | None:
 def logged(folder: Path) -> list[dict[str, float]]:
     """The numbers in each line of a run's metrics.jsonl that can be read."""
     try:
-        text = (folder / "metrics.jsonl").read_text(errors="replace")
+        text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
     except OSError:  # it has not begun, or may not be read
         return []
     lines = []

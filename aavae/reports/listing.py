@@ -7,11 +7,12 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from aavae.loggers.screen import duration, shown
+from aavae.loggers.screen import duration, say, shown
 from aavae.reports.columns import ABSENT, columns_of, same, text
 from aavae.reports.shelf import Run
 from aavae.runs.results import name_of
 from aavae.runs.tidy import KINDS, Surplus
+from aavae.runtime.output import spelt
 from aavae.runtime.words import count
 
 # What a row has anyway, by the keys from which it comes.
@@ -35,16 +36,16 @@ class Listed(NamedTuple):
 
 def show(runs: Sequence[Run], console: Console) -> None:
     """Print the runs; what is too wide for a terminal is left out, and named below."""
-    columns = _columns(runs)
+    columns = [Listed(spelt(c.head), [*map(spelt, c.cells)], c.right) for c in _columns(runs)]
     left_out: list[str] = []
     if console.is_terminal:
         columns, left_out = _fitting(columns, console.width)
     console.print(_table(columns), soft_wrap=True)
     scored = any(run.get("score") is not None for run in runs)
     about = " The score is that of validation images, by which sweeps select." if scored else ""
-    console.print(f"{count(len(runs), 'run')}.{about}", markup=False)
+    say(console, f"{count(len(runs), 'run')}.{about}")
     if left_out:
-        console.print(f"Too wide for this terminal: {', '.join(left_out)}; --json has all.", markup=False)
+        say(console, f"Too wide for this terminal: {', '.join(left_out)}; --json has all.")
 
 
 def _table(columns: list[Listed]) -> Text:
@@ -153,7 +154,7 @@ def sizes(found: Sequence[Surplus], removed: bool, console: Console) -> None:
         total.setdefault(surplus.folder, {})[surplus.kind] = surplus.size
     for folder, kinds in total.items():
         said = ", ".join(f"{KINDS[kind]} ({_mib(size)})" for kind, size in kinds.items())
-        console.print(f"{shown(folder.absolute())}: {said}", markup=False, soft_wrap=True)
+        say(console, f"{shown(folder.absolute())}: {said}")
     whole = _mib(sum(surplus.size for surplus in found))
     if not found:
         console.print("Nothing was removed." if removed else "There is nothing to remove.")

@@ -72,11 +72,11 @@ def figures(summary: Summary) -> dict[str, Any]:
 
 
 def _file(name: str) -> str:
-    return (resources.files("aavae.reports") / name).read_text()
+    return (resources.files("aavae.reports") / name).read_text(encoding="utf-8")
 
 
 def _plotly() -> str:
-    script = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text()
+    script = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
     return script.replace("</script", "<\\/script")
 
 
@@ -126,7 +126,7 @@ def _different(values) -> list[str]:
 
 def _sessions(folder: Path) -> list[dict]:
     try:
-        found = json.loads((folder / PROVENANCE).read_text())
+        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     return [session for session in found if isinstance(session, dict)] if isinstance(found, list) else []

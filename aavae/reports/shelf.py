@@ -97,7 +97,7 @@ def _datasets() -> dict[str, str]:
     folder = Path(aavae.__file__).parent / "conf/dataset"
     found = {}
     for path in sorted(folder.glob("*.yaml")):
-        said = yaml.safe_load(path.read_text())
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
         found[(said.get("dataset") or said).get("_target_")] = path.stem
     return found
 

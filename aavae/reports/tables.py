@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 from aavae.errors import UserError
-from aavae.loggers.screen import FEATURES, PROBES, duration, shown
+from aavae.loggers.screen import FEATURES, PROBES, duration, say, show, shown
 from aavae.reports.columns import ABSENT, text, varying
 from aavae.reports.jobs import one_line, read_sweep
 from aavae.reports.means import Row, Spread, Summary, counted, tested
 from aavae.runs import status
 from aavae.runs.results import RESULTS, name_of
 from aavae.runtime import files
+from aavae.runtime.output import spelt
 from aavae.runtime.words import count, latex_escaped, latex_table, markdown_table
 
 CSV, MARKDOWN, LATEX = "sweep.csv", "sweep.md", "sweep.tex"
@@ -30,17 +32,17 @@ UNDONE = ("failed", "dead", "damaged", "interrupted")
 
 def tell(summary: Summary, console: Console) -> None:
     """Print the table, then what failed and why, with the path of its log."""
-    table = screen(summary)
-    # Lines too long for a terminal are better than columns left out; a file or a pipe has no edge at all.
-    least, most = console.measure(table, options=console.options.update(width=10_000))
-    console.width = max(console.width, least if console.is_terminal else most)
-    console.print(table)
+    say(console, f"{shown(summary.folder.absolute())}: {counted_jobs(summary)}")
+    for table in screen(summary, console):
+        show(console, table)
+    where = RESULTS if is_run(summary.folder) else MARKDOWN
+    say(console, " ".join([*notes_of(summary), *([f"Protocols: {where}."] if summary.probes else [])]))
     for job in summary.of(*UNDONE):
-        console.print(f"{job.state:<12}{one_line(job.name)}: {_short(job.line)}", markup=False, soft_wrap=True)
+        say(console, f"{job.state:<12}{one_line(job.name)}: {_short(job.line)}")
         if os.path.exists(log := job.folder / "log.txt"):  # Path.exists raises in a closed folder
-            console.print(f"{'':<12}{shown(log.absolute())}", markup=False, soft_wrap=True)
+            say(console, f"{'':<12}{shown(log.absolute())}")
     for problem in summary.problems:
-        console.print(problem, markup=False, soft_wrap=True)
+        say(console, problem)
 
 
 def write(summary: Summary) -> None:
@@ -135,24 +137,41 @@ def _parts(key: str) -> tuple[str, ...]:
     return (key.rpartition(".")[0] + ".",) if key.endswith(("._target_", ".name")) else ()
 
 
-def screen(summary: Summary) -> Table:
-    """The means as a table for the terminal."""
+def screen(summary: Summary, console: Console) -> list[Table]:
+    """The means as a table; as several, of some measurements each, where a terminal is too narrow for one."""
     head, body = as_cells(summary)
-    where = RESULTS if is_run(summary.folder) else MARKDOWN
-    caption = " ".join([*notes_of(summary), *([f"Protocols: {where}."] if summary.probes else [])])
-    title = Text(f"{shown(summary.folder.absolute())}: {counted_jobs(summary)}")
-    table = Table(title=title, caption=Text(caption), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.title_justify = table.caption_justify = "left"
+    first = numbers_from(head)
+    tables, chosen = [], list(range(first))
+    for i in range(first, len(head)):
+        if len(chosen) > first and console.is_terminal and not _fits(_table([*chosen, i], head, body), console):
+            tables.append(_table(chosen, head, body))
+            chosen = list(range(first))
+        chosen.append(i)
+    return [*tables, _table(chosen, head, body)]
+
+
+def _fits(table: Table, console: Console) -> bool:
+    # Drawn rather than measured: rich's measure knows nothing of the box's edges.
+    drawn = "".join(segment.text for segment in console.render(table, console.options)).splitlines()
+    return max(map(cell_len, drawn)) <= console.width
+
+
+def _table(chosen: list[int], head: list[str], body: list[list[str]]) -> Table:
+    """The `chosen` columns. Measurements stay in one piece; of long settings, every word but the longest ones."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     numbers = numbers_from(head)
-    for i, column in enumerate(zip(head, *body, strict=True)):
-        whole = i < numbers - 1 and max(map(len, column)) <= 24
-        word = max(len(word) for cell in column for word in [*cell.split(), ""])
+    for i in chosen:
+        name, cells = spelt(head[i]), [spelt(row[i]) for row in body]
+        longest = max(map(len, [*cells, ""]))
+        whole = i < numbers - 1 and max(longest, len(name)) <= 24
+        words = [len(word) for cell in [name, *cells] for word in cell.split()]
+        least = max(longest, *map(len, name.split())) if i >= numbers else min(max([*words, 0]), 12)
         justify: JustifyMethod = "right" if i >= numbers else "left"
         table.add_column(
-            Text(head[i]), justify=justify, overflow="fold", no_wrap=whole, min_width=None if whole else min(word, 12)
+            Text(name), justify=justify, overflow="fold", no_wrap=whole, min_width=None if whole else least
         )
-    for cells in body:
-        table.add_row(*map(Text, cells))
+    for row in body:
+        table.add_row(*(Text(spelt(row[i])) for i in chosen))
     return table
 
 

@@ -50,7 +50,7 @@ def read_config(folder: Path) -> dict:
     path = folder / CONFIG
     if not path.exists():
         return {}
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     try:
         if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
             raise ValueError(f"{CONFIG} has YAML aliases")

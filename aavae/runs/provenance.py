@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -38,8 +39,8 @@ def provenance(device: "torch.device", command: str, seed: int | None, fingerpri
         "command": command,
         "seed": seed,
         "data": fingerprint,
-        "git": git and {"commit": git.commit, "dirty": git.dirty},
-        "git_here": another and {"commit": another.commit, "dirty": another.dirty},
+        "git": git and git.said,
+        "git_here": another and another.said,
         "versions": versions(device),
         "device": hardware(device),
         "threads": torch.get_num_threads(),
@@ -68,11 +69,18 @@ def note(folder: Path, entry: dict) -> None:
 
 
 class Checkout(NamedTuple):
-    """A git checkout: its top folder, its commit, and whether files differ from it (None: git took too long to say)."""
+    """A git checkout: its top folder, its commit, whether files differ from it (None: git took too long to say), and
+    where its `origin` is to be had."""
 
     root: str
     commit: str
     dirty: bool | None
+    remote: str | None = None
+
+    @property
+    def said(self) -> dict:
+        """What a session notes down of it."""
+        return {"commit": self.commit, "dirty": self.dirty, "remote": self.remote}
 
 
 def checkout(folder: Path, file: str | None = None) -> Checkout | None:
@@ -87,8 +95,17 @@ def checkout(folder: Path, file: str | None = None) -> Checkout | None:
     if found is None or (file and git("ls-files", "--error-unmatch", "--", file) is None):
         return None
     root, _, commit = found.strip().rpartition("\n")
+    remote = public(git("config", "--get", "remote.origin.url") or "")
     changes = git("status", "--porcelain", "--untracked-files=normal")
-    return Checkout(root, commit, None if changes is None else bool(changes))
+    return Checkout(root, commit, None if changes is None else bool(changes), remote)
+
+
+def public(remote: str) -> str | None:
+    """A remote's address without names, passwords and tokens before its host; None for a path of this machine."""
+    if url := re.fullmatch(r"((?:https?|ssh|git)://)(?:[^/]*@)?([^/@]+/.*)", remote.strip()):
+        return "".join(url.groups())
+    # As in git@github.com:TEAM/PROJECT.git, where the name is everybody's.
+    return remote.strip() if re.fullmatch(r"git@[^/:]+:.+", remote.strip()) else None
 
 
 def _output(*command: str, until: float) -> str | None:

@@ -15,7 +15,7 @@ def read_results(folder: Path) -> list[dict]:
     if not path.exists():
         return []
     try:
-        records = json.loads(path.read_text())
+        records = json.loads(path.read_text(encoding="utf-8"))
         names = ("probe", "feature", "split", "metric")
         if strange := [r for r in records if not all(isinstance(r[key], str) for key in names)]:
             raise ValueError(f"{strange[0]} is no record")

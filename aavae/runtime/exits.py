@@ -22,7 +22,7 @@ def run(
                 code = work() or 0
         except UserError as error:
             if not getattr(error, "said", False):
-                print(f"{name}: {error}", file=sys.stderr)
+                output.complain(f"{name}: {error}")
             code = 2
         except KeyboardInterrupt as error:
             if not getattr(error, "said", False):

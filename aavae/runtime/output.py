@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Iterator
 from typing import TextIO
 
+from aavae.runtime.words import wrapped
+
 PLAIN = {
     **{"²": "^2", "³": "^3", "×": "x", "±": "+/-", "·": "*", "−": "-", "–": "-", "—": "-", "…": "...", "→": "->"},
     **{"≥": ">=", "≤": "<=", "½": "1/2", "√": "sqrt", "‖": "||", "∞": "inf", "•": "*", "█": "#", "│": "|", "─": "-"},
@@ -32,6 +34,17 @@ def _ascii(character: str) -> str:
 
 
 codecs.register_error("plain", plain)
+
+
+def spelt(text: str) -> str:
+    """The text in the letters that stdout has: columns are as wide as what will stand in them."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "plain").decode(encoding, "surrogateescape")
+
+
+def complain(text: str) -> None:
+    """Print a line on stderr: broken between words on a terminal, whole elsewhere."""
+    print(wrapped(text) if sys.stderr.isatty() else text, file=sys.stderr)
 
 
 class LenientStream:

@@ -1,4 +1,4 @@
-"""Formatting text: plurals, shortened names, wrapped lines, tables in Markdown and LaTeX."""
+"""Formatting text: plurals, shortened names, wrapped lines and commands, tables in Markdown and LaTeX."""
 
 import hashlib
 import re
@@ -62,6 +62,21 @@ def wrapped(text: str) -> str:
     """The text with the lines that are wider than the terminal, or than COLUMNS says, broken between words."""
     width = shutil.get_terminal_size((UNLIMITED, 0)).columns
     return "\n".join(line if len(line) <= width else _wrapped(line, width) for line in text.split("\n"))
+
+
+def folded(command: str, margin: int = 0) -> str:
+    """A command to be typed, whose lines end in a backslash where the terminal has no room for it behind a `margin`."""
+    room = shutil.get_terminal_size((UNLIMITED, 0)).columns - margin
+    if len(command) <= room:
+        return command
+    first, *words = re.findall(r"""(?:\\.|'[^']*'|"(?:\\.|[^"])*"|[^\s\\])+""", command)
+    lines = [first]
+    for word in words:
+        if len(lines[-1]) + len(word) + len("  \\") <= room:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"  {word}")
+    return (" \\\n" + " " * margin).join(lines)
 
 
 def _wrapped(line: str, width: int) -> str:

@@ -1,19 +1,18 @@
 """How the jobs of a sweep stand: a table that moves on a terminal, elsewhere a line for what changes."""
 
 import os
-import sys
 import time
 from contextlib import suppress
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from aavae.errors import UserError
-from aavae.loggers.screen import duration
+from aavae.loggers.screen import console, duration, moves, say
 from aavae.runs import status
 from aavae.runs.sweep import Job
+from aavae.runtime.output import spelt
 from aavae.runtime.words import count
 
 EVERY = 60.0  # seconds between lines where there is no terminal
@@ -25,8 +24,8 @@ class Board:
 
     def __init__(self, jobs: list[Job], before: dict[int, str]):
         self.jobs, self.states = jobs, {job.number: "pending" for job in jobs} | before
-        self.console = Console(file=sys.stdout, highlight=False, emoji=False)
-        self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
+        self.console = console()
+        self.live = Live(console=self.console, auto_refresh=False, transient=True) if moves(self.console) else None
         self._drawn = self._said = 0.0
 
     def __enter__(self) -> "Board":
@@ -63,13 +62,13 @@ class Board:
             if time.monotonic() - self._said >= EVERY:
                 self._said = time.monotonic()
                 running = [f"{j.name} {_epoch(_said(j))}" for j in self.jobs if self.states[j.number] == "running"]
-                self.console.print("; ".join([self._counts(), *running]), markup=False, soft_wrap=True)
+                say(self.console, "; ".join([self._counts(), *running]))
 
     def _line(self, job: Job) -> None:
         self._said = time.monotonic()
         state, said = self.states[job.number], _said(job)
         more = _result(said) if state == "done" else f": {said['reason']}" if said.get("reason") else ""
-        self.console.print(f"job {job.number} ({job.name}) {state}{more}", markup=False, soft_wrap=True)
+        say(self.console, f"job {job.number} ({job.name}) {state}{more}")
 
     def _counts(self) -> str:
         count = {state: list(self.states.values()).count(state) for state in FIRST}
@@ -89,11 +88,12 @@ class Board:
             state, said = self.states[job.number], _said(job)
             running = state == "running"
             begun = running and said.get("state") == "running"  # that is, it has said so itself
-            shown = said.get("stage", state) if begun else "starting" if running else state
+            ended = running and said.get("state") in ("done", "failed", "interrupted")  # but for its process
+            shown = said.get("stage", state) if begun else "ending" if ended else "starting" if running else state
             speed, left = (said.get(k) if running else None for k in ("images_per_second", "seconds_left"))
             table.add_row(
                 str(job.number),
-                Text(job.name, no_wrap=True, overflow="ellipsis"),
+                Text(spelt(job.name), no_wrap=True, overflow="ellipsis" if spelt("…") == "…" else "crop"),
                 shown,
                 _epoch(said),
                 f"{speed:,.0f}" if speed else "",

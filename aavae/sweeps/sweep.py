@@ -18,7 +18,8 @@ from aavae.runs import status, sweep
 from aavae.runs.config import read_config
 from aavae.runs.sweep import Job
 from aavae.runtime import files, slurm, threads
-from aavae.runtime.words import count
+from aavae.runtime.output import complain
+from aavae.runtime.words import count, folded, wrapped
 from aavae.sweeps import search
 from aavae.sweeps.grid import Grid
 
@@ -55,7 +56,7 @@ class Multirun:
                     if new:
                         shutil.rmtree(folder)
                     raise
-                print(f"{name}: {error}", file=sys.stderr)
+                complain(f"{name}: {error}")
                 code = 1
             except SystemExit as error:  # Hydra's, which has printed why another launcher or sweeper gave up
                 code = 1 if error.code else 0
@@ -63,7 +64,8 @@ class Multirun:
                 from aavae.loggers.screen import shown
 
                 self.sum_up()
-                print(f"stopped; continue with\n  {name} sweep.resume={shlex.quote(str(shown(folder)))}")
+                again = f"{name} sweep.resume={shlex.quote(str(shown(folder)))}"
+                print(f"stopped; continue with\n  {folded(again, 2)}")
                 mark_told(error)
                 raise
             failed = self.sum_up()
@@ -118,12 +120,12 @@ class Multirun:
 
         known = "" if complete else ", as far as is known; the others are the sweeper's to choose"
         done = f", {len(plans) - len(left)} of them done" if len(left) < len(plans) else ""
-        print(f"sweep       {shown(folder)}: {count(len(plans), 'job')}{done}{known}")
+        print(wrapped(f"sweep       {shown(folder)}: {count(len(plans), 'job')}{done}{known}"))
         print(f"steps       {sum(p.steps for p in left):,} in all")
         if speed:
             where = f"{self.gpus} GPUs at a time" if self.gpus > 1 else plans[0].device
             seconds = sum(p.flops for p in left) / speed / max(1, self.gpus)
-            print(f"time        about {duration(seconds)} of training in all, on {where}, besides evaluation")
+            print(wrapped(f"time        about {duration(seconds)} of training in all, on {where}, besides evaluation"))
         needed = sum(p.disk for p in left if not (folder / p.identity).exists())
         there = next(p for p in (folder, *folder.parents) if p.exists())
         free = shutil.disk_usage(there).free
@@ -209,7 +211,7 @@ class Multirun:
         try:
             loggers.start(begun)
         except UserError as error:  # all is on disk
-            print(f"{self.command.name}: {error}", file=sys.stderr)
+            complain(f"{self.command.name}: {error}")
             return
         summary = summarize(self.folder)
         loggers.report(*as_cells(summary), figures(summary))

@@ -20,8 +20,6 @@ from aavae.training import resume
 from aavae.training.trainer import Trainer
 from aavae.weights import checkpoint
 
-COLLAPSED = 0.1  # of `spread`, which is 1 for vectors in all directions and 0 for one vector
-
 
 class Loop:
     """Trains to the end, from wherever `trainer` stands, writing to `folder`; `facts` go into every checkpoint."""
@@ -32,7 +30,6 @@ class Loop:
         self.trainer, self.settings, self.folder = trainer, trainer.settings, folder
         self.logger, self.reporter, self.signals, self.facts = logger, reporter, signals, facts
         self._saved_at = time.monotonic()
-        self._collapse_said = False
 
     def run(self) -> None:
         """Train. Raises Interrupted after saving, when a signal arrived, and UserError when the loss is not finite,
@@ -73,6 +70,7 @@ class Loop:
                 self._close_epoch()
             elif not asked and due and self._time_to_save():
                 self.save()
+                t.meter.restart(t.step)  # what it takes to save is no slowness of training
             self._end_if_asked(asked)
             if t.step >= t.total_steps:
                 return
@@ -99,19 +97,19 @@ class Loop:
         metrics = {f"train/{name}": value for name, value in means.items()}
         learning_rate, speed = t.optimizer.param_groups[0]["lr"], steps_per_second * t.loader.batch_size
         if t.processes.leads:
-            self.logger.log(metrics | {"train/lr": learning_rate, "images_per_second": speed}, t.step, t.epoch)
+            logged = metrics | {"train/lr": learning_rate, "images_per_second": speed}
+            self._tell(logged, t.step, t.epoch)
             self.reporter.update(t.step, f"{t.epoch:.1f}/{self.settings.epochs}", metrics, speed)
-        self._say_if_collapsed(means.get("spread"))
         self._refuse_if_broken(means["loss"], steps)  # logged all the same, so that dashboards show where it broke
 
-    def _say_if_collapsed(self, spread: float | None) -> None:
-        if spread is None or not spread < COLLAPSED or self._collapse_said:
-            return
-        self._collapse_said = True
-        self.reporter.say(
-            f"step {self.trainer.step:,}: the projections have collapsed (spread {spread:.2g}; near 1 when healthy), "
-            "so that all images look alike to the loss; a smaller optimizer.lr often helps"
+    def _tell(self, metrics: dict[str, float], step: int, epoch: float) -> None:
+        """Log the metrics, and what of them is a warning, or no longer one."""
+        changed = self.trainer.health.look(step, epoch, metrics)
+        self.logger.log(
+            metrics | {f"health/{name}": float(said is not None) for name, said in changed.items()}, step, epoch
         )
+        for said in filter(None, changed.values()):
+            self.reporter.say(said)
 
     def _refuse_if_broken(self, loss: float, steps: int) -> None:
         if math.isfinite(loss):
@@ -154,7 +152,7 @@ class Loop:
         step, at = t.step, t.epoch
         if self.settings.validate_every and (epoch % self.settings.validate_every == 0 or last):
             metrics, t.score = t.inspector.validate(t.learners)
-            found.append(lambda: self.logger.log(metrics, step, at))
+            found.append(lambda: self._tell(metrics, step, at))
             picture = self.folder / "reconstructions.png"
             if t.inspector.draw(picture, at):
                 found.append(lambda: self.logger.picture("reconstructions", picture, step))

@@ -25,6 +25,7 @@ def state_of(trainer, loggers: dict) -> dict:
         "std": list(trainer.dataset.std),
         "image_size": trainer.dataset.image_size,
         "loggers": loggers,
+        "health": trainer.health.state(),
         "threads": torch.get_num_threads(),
     }
 
@@ -63,6 +64,7 @@ def restore(trainer, state: dict, origin: str) -> None:
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         what = f"{type(error).__name__}: {first_line(error)}"
         raise Damaged(origin, f"is malformed: its optimizer or scaler cannot be restored ({what})") from error
+    trainer.health.restore(state.get("health"))
     trainer.step, trainer.closed, trainer.score = state["step"], state["closed"], state["score"]
 
 

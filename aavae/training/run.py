@@ -13,7 +13,7 @@ from torch import nn
 from aavae import __version__
 from aavae.datasets import same_images
 from aavae.errors import Damaged, UserError, mark_told
-from aavae.loggers import Beginning, Loggers
+from aavae.loggers import Beginning, Loggers, name_for
 from aavae.loggers.screen import Reporter, duration, results_tables, shown
 from aavae.probes.guests import Evaluation, Results
 from aavae.runs import status
@@ -24,13 +24,13 @@ from aavae.runs.tidy import is_whole
 from aavae.runtime import files, threads
 from aavae.runtime.device import device_name, has_bf16_units
 from aavae.runtime.signals import Signals, listening
-from aavae.runtime.words import count, epochs
+from aavae.runtime.words import count, epochs, folded
 from aavae.training import resume as restart
 from aavae.training.flops import training_flop
 from aavae.training.loop import Loop
 from aavae.training.trainer import Trainer
 from aavae.weights import checkpoint, encoder_file, schema
-from aavae.weights.model_card import facts
+from aavae.weights.model_card import accuracies, card, facts
 from aavae.weights.ready import resize_of
 
 LATEST = "latest"
@@ -40,7 +40,8 @@ class Run:
     """A run of `trainer` in `folder`, judged by its guests and told to `logger`.
 
     `config` is the plain, resolved config, which goes into every checkpoint, and `config_yaml` its text; `command` is
-    what the user types to continue, `typed` what was typed; `name` and `group` (the sweep) are for dashboards.
+    what the user types to continue, `typed` what was typed; `chosen` (the options of groups), `name` (of a job, or "")
+    and `group` (the sweep) are for dashboards.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Run:
         resume: str,
         command: str,
         typed: str,
+        chosen: dict,
         name: str,
         group: str | None,
     ):
@@ -61,7 +63,8 @@ class Run:
         self.logger = logger if trainer.processes.leads else Loggers({})
         self.config, self.config_yaml, self.resume = config, config_yaml, resume
         self.command, self.typed = command, typed
-        self.name, self.group = name, group
+        self.chosen, self.group = chosen, group
+        self.name = name or name_for(config["method"], trainer.dataset.name, folder)
         self._probes_before: dict | None = None  # the settings of probes in the checkpoint
         self._stage = "training"
         self._flop: float | None = None  # of a training image
@@ -109,15 +112,17 @@ class Run:
                 self._banner()
                 Loop(self.trainer, self.folder, logger, self.reporter, signals, self.facts).run()
                 if leads:
-                    self._evaluate()
+                    encoder = self._evaluate()
             signals.check()
             self._say(heart, "done")
+            if leads:
+                logger.encoder(self.folder / encoder_file.ENCODER, encoder, card(encoder))
             if leads and is_whole(self.folder / checkpoint.LAST):
                 self._remove(checkpoint.PREVIOUS)
             failed = False
         except KeyboardInterrupt as error:
             self._say(heart, "interrupted", f"stopped by {_name(error)}")
-            self.reporter.say(f"stopped at step {self.trainer.step:,}; continue with\n  {self.command}")
+            self.reporter.say(f"stopped at step {self.trainer.step:,}; continue with\n  {folded(self.command, 2)}")
             mark_told(error)
             raise
         except BaseException as error:
@@ -203,6 +208,7 @@ class Run:
                 self.folder,
                 step=t.step,
                 config=self.config,
+                chosen=self.chosen,
                 name=self.name,
                 group=self.group,
                 remembered=remembered,
@@ -279,11 +285,12 @@ class Run:
 
     # ---- End ------------------------------------------------------------------------------------------------------
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> dict:
+        """Save and judge the encoder; what its model card says."""
         self._stage = "evaluating"
         t, began = self.trainer, time.monotonic()
         representations = t.inspector.representations(lambda: t.untrained_encoder, self.reporter.track)
-        self._save_encoder(representations.encoder)
+        saved = self._save_encoder(representations.encoder)
         results = Results(self.folder, self.logger, t.step, t.epoch)
         evaluation = Evaluation(t.guests, representations, t.model, t.dataset, self.reporter, t.epoch)
         evaluation.run(results.add)
@@ -299,8 +306,9 @@ class Run:
             self.logger.log({"score": t.score}, t.step, t.epoch)
         self.reporter.show(results_tables(results.records))
         self.reporter.say(f"evaluated in {duration(time.monotonic() - began)}; all in {shown(self.folder)}")
+        return saved | {"results": accuracies(self.folder, t.epoch)}
 
-    def _save_encoder(self, encoder: nn.Module) -> None:
+    def _save_encoder(self, encoder: nn.Module) -> dict:
         t = self.trainer
         recalibrated = t.settings.clean_pass == "off"
         found = facts(
@@ -318,6 +326,7 @@ class Run:
             seed=self.config["seed"],
         )
         encoder_file.save(self.folder / encoder_file.ENCODER, encoder, found)
+        return found
 
     # ---- Files ----------------------------------------------------------------------------------------------------
 
@@ -348,6 +357,7 @@ class Run:
             "devices": t.processes.world,
             "images_per_second": r.speed,
             "seconds_left": r.left,
+            "warnings": list(t.health.said.values()),
         }
 
     def _say(self, heart: status.Heart, state: str, reason: str | None = None) -> None:

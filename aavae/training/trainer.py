@@ -17,6 +17,7 @@ from aavae.runtime.device import Precision, compiler, send
 from aavae.runtime.processes import Processes
 from aavae.runtime.randomness import generator_for, generators_for, seed_default, seed_for
 from aavae.runtime.words import count
+from aavae.training.health import Health
 from aavae.training.meter import Meter
 from aavae.training.parallel import Parallel
 from aavae.training.schedules import Schedule
@@ -69,6 +70,7 @@ class Trainer:
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = precision.scaler()
         self.meter = Meter(self.processes, overflows=("grad_norm",) if self.scaler.is_enabled() else ())
+        self.health = Health(batch_size, self.loader.steps_per_epoch, self.schedule.warmup_steps)
         self.guests = guests
         self.learners = [guest for guest in guests if guest.learns and dataset.labelled]
         for guest in self.learners:

@@ -59,6 +59,13 @@ def _remembered(value: Any) -> bool:
     return _mapping(value) and all(map(_mapping, value.values()))
 
 
+def _healthy(value: Any) -> bool:
+    if not _mapping(value) or not _mapping(value.get("said")) or not isinstance(value.get("losses"), list):
+        return False
+    said = all(isinstance(text, str) for text in value["said"].values())
+    return said and all(map(_number, value["losses"])) and type(value.get("moved")) is bool
+
+
 def _described(value: Any) -> bool:
     return _mapping(value) and isinstance(value.get("_target_"), str)
 
@@ -177,6 +184,7 @@ CHECKPOINT: dict[str, Rule] = {
     "threads": _must("a number of threads", lambda v: _count(v) and v > 0),
     "learners": _learners,
     "loggers": _must("what each remembers, by name", _remembered),
+    "health": _must("what was said of it, the first losses, and whether they moved", _healthy),
 }
 FACTS: dict[str, Rule] = {
     "tensors": _tensors,

@@ -52,7 +52,7 @@ def test_a_finished_run_is_all_there(train):
     assert (run.project, list(run.tags), run.job_type) == ("mine", ["debug", "small"], "pretrain")
     assert (run.run_group, run.notes) == ("", "") and run.display_name
     config = wandb_reader.config("run")
-    del config["_wandb"]
+    del config["_wandb"], config["chosen"]
     (session,) = json.loads(Path("run/provenance.json").read_text())
     assert session["step"] == 0 and config.pop("provenance") | {"step": 0} == session
     assert session["command"].startswith("aavae-train trainer=debug") and session["seed"] == 0

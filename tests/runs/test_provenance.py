@@ -142,6 +142,26 @@ def test_git_can_ask_nothing(repo, tmp_path, monkeypatch):
     assert (tmp_path / "prompt").read_text() == "0\n" and (tmp_path / "typed").read_text() == ""
 
 
+@pytest.mark.parametrize(
+    ("remote", "said"),
+    [
+        ("https://github.com/team/project.git", "https://github.com/team/project.git"),
+        ("https://me:secret@host.org:8443/a/b", "https://host.org:8443/a/b"),
+        ("https://token@github.com/team/project", "https://github.com/team/project"),
+        ("https://me@work.org:p@ss@host.org/a@b", "https://host.org/a@b"),
+        ("ssh://me@host.org/a", "ssh://host.org/a"),
+        ("git@github.com:team/project.git", "git@github.com:team/project.git"),
+        ("me@host.org:project.git", None),
+        ("/home/me/project", None),
+        ("file:///home/me/project", None),
+        ("../project", None),
+    ],
+)
+def test_a_remote_is_told_without_names_passwords_and_paths(repo, remote, said):
+    git(repo, "remote", "add", "origin", remote)
+    assert checkout(repo).remote == said
+
+
 # ---- An entry -----------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +169,8 @@ def test_an_entry_says_what_one_needs_to_repeat_a_run(ours, monkeypatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     entry = provenance(CPU, "aavae-train seed=3", 3, "abc", processes=2)
     assert json.loads(json.dumps(entry)) == entry
-    assert entry["git"] == {"commit": git(ours, "rev-parse", "HEAD"), "dirty": False} and entry["git_here"] is None
+    assert entry["git"] == {"commit": git(ours, "rev-parse", "HEAD"), "dirty": False, "remote": None}
+    assert entry["git_here"] is None
     for package in ("aavae", "torch", "torchvision", "timm", "hydra-core", "numpy"):
         assert entry["versions"][package] == version(package)
     assert entry["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -189,8 +210,8 @@ def test_the_repository_one_works_in_is_reported_if_it_is_another(ours, tmp_path
     (mine / "untracked").touch()
     monkeypatch.chdir(mine)
     entry = provenance(CPU, "c", 0, "d")
-    assert entry["git_here"] == {"commit": git(mine, "rev-parse", "HEAD"), "dirty": True}
-    assert entry["git"] == {"commit": git(ours, "rev-parse", "HEAD"), "dirty": False}
+    assert entry["git_here"] == {"commit": git(mine, "rev-parse", "HEAD"), "dirty": True, "remote": None}
+    assert entry["git"] == {"commit": git(ours, "rev-parse", "HEAD"), "dirty": False, "remote": None}
 
 
 def test_an_installed_aavae_has_no_commit_but_the_work_around_it_has(tmp_path, monkeypatch):

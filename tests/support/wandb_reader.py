@@ -59,6 +59,11 @@ def config(folder: Path) -> dict:
     return values(of_kind(folder, "run")[0].config.update)
 
 
+def artifacts(folder: Path, kind: str = "model") -> list:
+    """The artifacts of a kind that were logged, in order."""
+    return [artifact for artifact in of_kind(folder, "artifact") if artifact.type == kind]
+
+
 def exit_code(folder: Path) -> int:
     """How the run has ended."""
     (ended,) = of_kind(folder, "exit")

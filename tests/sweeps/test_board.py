@@ -36,11 +36,12 @@ def test_the_table_says_what_each_job_says_of_itself(tmp_path):
     running = {"epoch": 12.34, "epochs": 3200, "images_per_second": 1234.5, "seconds_left": 7300, "score": 0.5}
     status.write(jobs[1].folder, "running", stage="training", **running)
     status.write(jobs[2].folder, "pending")  # begun, and not yet heard of
+    status.write(jobs[4].folder, "done", score=0.5)  # its process has not ended yet
     status.write(jobs[3].folder, "failed", "the loss became nan", epoch=1.0, epochs=3200, images_per_second=9.0)
     (jobs[5].folder / status.STATUS).write_text("{")
     b = Board(jobs, {0: "done"})
     status.write(jobs[0].folder, "done", score=0.8715, epoch=3200, epochs=3200, seconds=3700)
-    b.update({1: "running", 2: "running", 3: "failed", 5: "running"})
+    b.update({1: "running", 2: "running", 3: "failed", 4: "running", 5: "running"})
     head, *rows = drawn(b)
     assert head == ["job", "", "state", "epoch", "images/s", "score", "left"]
     name = "batch_size={} latent_dim=64 seed=0"
@@ -49,7 +50,7 @@ def test_the_table_says_what_each_job_says_of_itself(tmp_path):
         ["1", name.format(1), "training", "12.3/3200", "1,234", "0.500", "2h 01m"],
         ["2", name.format(2), "starting", "", "", "", ""],
         ["3", name.format(3), "failed", "1.0/3200", "", "", ""],
-        ["4", name.format(4), "pending", "", "", "", ""],
+        ["4", name.format(4), "ending", "", "", "0.500", ""],
         ["5", name.format(5), "starting", "", "", "", ""],
     ]
 
@@ -122,7 +123,8 @@ def test_without_a_terminal_one_hears_now_and_then(tmp_path, capsys, monkeypatch
 def test_a_terminal_gets_a_table_that_is_gone_at_the_end(tmp_path, monkeypatch):
     jobs = jobs_of(tmp_path, 2)
     screen = io.StringIO()
-    monkeypatch.setattr(board, "Console", lambda **_: Console(file=screen, force_terminal=True, width=80, height=20))
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(board, "console", lambda: Console(file=screen, force_terminal=True, width=80, height=20))
     with Board(jobs, {}) as b:
         b.update({0: "running"})
         first = screen.getvalue()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import signal
 import sys
 import time
@@ -95,7 +96,7 @@ def test_every_draw_is_a_run_with_these_values_in_a_folder_of_its_own(path, type
         arguments = typed(sweep, draw)
         cfg = build.compose(arguments)
         assert {name: OmegaConf.select(cfg, name) for name in draw} == draw
-        assert "wandb" in cfg.logger and cfg.logger.wandb.project == sweep["project"]
+        assert "wandb" in cfg.logger and cfg.logger.wandb.project is None  # the sweep's, which the agent sets
         assert all(str(value) in cfg.sweep.job for value in draw.values())
         assert build.folder(arguments, "hydra.run.dir") == "multirun/sw33p/r1"
 
@@ -180,6 +181,59 @@ def test_the_agents_run_is_written_stopped_and_gone_on_with(agent, train, monkey
     assert provenance["step"] == 0 and again["step"] == step
     logged = {key for row in wandb_reader.history(folder) for key in row} & wandb_reader.summary(folder).keys()
     assert {definition(path)["metric"]["name"] for path in FILES} <= logged
+
+
+class Server:
+    """What the agent hears of a server: the sweep, and with each heartbeat the next run, as W&B's own code draws it."""
+
+    def __init__(self, sweep: dict, draws: list[dict]):
+        self.sweep, self.left, self.beats = sweep, draws, []
+
+    def _sweep_with_runs(self, api, sweep_id, specs) -> dict:
+        return {"config": yaml.safe_dump(self.sweep)}
+
+    def _register_agent(self, api, host, *, sweep_id) -> dict:
+        return {"id": "agent"}
+
+    def _agent_heartbeat(self, api, agent_id, metrics, running) -> list[dict]:
+        self.beats.append(dict(running))
+        if running:
+            return []
+        if not self.left:
+            return [{"type": "exit"}]
+        arguments = {name: {"value": value} for name, value in self.left.pop(0).items()}
+        return [{"type": "run", "run_id": f"r{len(self.left)}", "program": self.sweep["program"], "args": arguments}]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of pydantic, about the package's own classes
+@each_file
+def test_the_agents_own_loop_runs_what_is_drawn(path, agent, tmp_path, monkeypatch):
+    """All of `wandb agent` but its requests: it reads the sweep, starts runs, waits for them and asks for the next."""
+    import wandb
+    from wandb import wandb_agent
+    from wandb.apis.public import sweeps as requests
+
+    sweep = definition(path)
+    few = [{k: min(v, 256) if k == "batch_size" else v for k, v in d.items()} for d in draws(sweep["parameters"])]
+    server = Server(sweep | {"command": [*sweep["command"], *SMALL, "epochs=1"]}, few)
+    for name in ("_sweep_with_runs", "_register_agent", "_agent_heartbeat"):
+        monkeypatch.setattr(requests, name, getattr(server, name))
+    monkeypatch.setattr(wandb, "Api", lambda: None)
+    monkeypatch.setattr(wandb_agent.Agent, "POLL_INTERVAL", 0.1)
+    expected = [*server.left]
+    ours = wandb_agent.Agent(api=None, queue=queue.Queue(), sweep_id="sw33p")
+    ours.run()
+    assert (ours._finished, ours._failed) == (len(expected), 0)
+    for number, draw in enumerate(reversed(expected)):
+        folder = Path("multirun/sw33p") / f"r{number}"
+        assert json.loads((folder / "status.json").read_text())["state"] == "done"
+        (run,) = wandb_reader.of_kind(folder, "run")
+        assert (run.run_id, run.sweep_id) == (f"r{number}", "sw33p")
+        config = wandb_reader.config(folder)
+        assert {name: config[name] for name in draw} == draw  # as W&B's own table of runs has them
+        assert all(str(value) in run.display_name for value in draw.values())
+        assert sweep["metric"]["name"] in wandb_reader.summary(folder)
 
 
 def test_a_run_id_in_the_environment_is_not_shared_by_the_jobs_of_a_sweep(tmp_path, monkeypatch):

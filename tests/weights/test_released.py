@@ -223,9 +223,9 @@ CONTRADICTIONS = (
     ("stl10", STL, {"dataset": "cifar10"}, "was trained with stem stl, not cifar"),
     ("cifar10", CIFAR, {"dataset": "cifar"}, "dataset= must be one of cifar10, stl10, imagenet, not 'cifar'"),
     ("stl10", SILENT, {"dataset": "svhn"}, "dataset= must be one of cifar10, stl10, imagenet, not 'svhn'"),
-    ("cifar10", STL, {}, "a first convolution of 3×3, which does not go with stl10"),
-    ("cifar10", STL, {"dataset": "cifar10"}, "a first convolution of 3×3, which does not go with stl10"),
-    ("stl10", CIFAR, {"dataset": "stl10"}, "a first convolution of 7×7, which does not go with cifar10"),
+    ("cifar10", STL, {}, "a first convolution of 3×3, which does not fit stl10"),
+    ("cifar10", STL, {"dataset": "cifar10"}, "a first convolution of 3×3, which does not fit stl10"),
+    ("stl10", CIFAR, {"dataset": "stl10"}, "a first convolution of 7×7, which does not fit cifar10"),
     ("stl10", STL | {"input_height": 100}, {}, "a multiple of 16"),
 )
 
