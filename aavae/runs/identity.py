@@ -16,7 +16,7 @@ NOT_IDENTITY = (
 # Keys that were added later, with the value they had before they were: it does not make another run.
 IMPLIED = {
     "model.together": True, "augmentation.jitter": None, "augmentation.solarize_p": 0.0,
-    "trainer.sync_batchnorm": "auto", "trainer.virtual_batch": None,
+    "trainer.sync_batchnorm": None, "trainer.virtual_batch": None,
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """A step of learning by several processes: torch's DistributedDataParallel around `model.learn`."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 from aavae.models import Model
 from aavae.runtime.processes import Processes
 
+# Newer versions of torch warn of the older name.
+NAMES = inspect.signature(DistributedDataParallel).parameters
+SENDS_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in NAMES else "broadcast_buffers"
 Learned = tuple[object, dict[str, Tensor]]
 
 
@@ -41,12 +45,12 @@ class Parallel:
             self.whole = DistributedDataParallel(
                 Step(model, learn),
                 device_ids=[device] if device.type == "cuda" else None,
-                broadcast_buffers=False,
                 gradient_as_bucket_view=True,
                 # Some parameters never get gradients. That these are always the same is less to search for, but cannot
                 # be used where a batch is computed in parts.
                 static_graph=parts == 1,
                 find_unused_parameters=parts > 1,
+                **{SENDS_BUFFERS: False},
             )
 
     def __call__(self, views: Tensor, x: Tensor, noise: Tensor | None) -> Learned:

@@ -12,7 +12,7 @@ class Settings:
     `clean_pass=every_step` runs the clean images through `model.clean` before each step, which moves BatchNorm's
     statistics as the released code does; with `off`, probes see a copy of the encoder with recalibrated statistics.
 
-    `sync_batchnorm` has BatchNorm normalise with the statistics of the batch of all processes; `auto`: where the loss
+    `sync_batchnorm` has BatchNorm normalise with the statistics of the batch of all processes; None: where the loss
     is not a mean over images. `virtual_batch` has it normalise so many images at a time, as several processes without
     it do.
     """
@@ -22,7 +22,7 @@ class Settings:
     seed: int
     accumulate: int = 1
     clip: float | None = None
-    sync_batchnorm: str | bool = "auto"
+    sync_batchnorm: bool | None = None
     virtual_batch: int | None = None  # images
     clean_pass: str = "every_step"
     channels_last: bool = True
@@ -50,8 +50,8 @@ class Settings:
         )
         if self.clip is not None and not (isinstance(self.clip, int | float) and self.clip > 0):
             raise UserError(f"trainer.clip must be positive or null, not {self.clip}")
-        if self.sync_batchnorm not in ("auto", True, False):
-            raise UserError(f"trainer.sync_batchnorm must be auto, true or false, not {self.sync_batchnorm!r}")
+        if self.sync_batchnorm not in (None, True, False):
+            raise UserError(f"trainer.sync_batchnorm must be true, false or null, not {self.sync_batchnorm!r}")
         if self.virtual_batch is not None and not (isinstance(self.virtual_batch, int) and self.virtual_batch > 1):
             raise UserError(f"trainer.virtual_batch must be 2 images or more, or null, not {self.virtual_batch}")
         if self.clean_pass not in ("every_step", "off"):
@@ -60,4 +60,4 @@ class Settings:
     def synchronises(self, per_image: bool) -> bool:
         """Whether BatchNorm sees the batch of all processes, with a loss that is a mean over images (`per_image`) or
         not."""
-        return not per_image if self.sync_batchnorm == "auto" else bool(self.sync_batchnorm)
+        return not per_image if self.sync_batchnorm is None else self.sync_batchnorm
