@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from aavae import __version__, build
 from aavae.config.schema import NAMED
 from aavae.errors import GaveUp, UserError
-from aavae.runtime import caches, exits, files, signals, slurm
+from aavae.runtime import caches, exits, files, signals, slurm, torchrun
 from aavae.runtime.output import complain
 from aavae.runtime.words import count, wrapped
 from aavae.sweeps.grid import Grid
@@ -194,7 +194,7 @@ class Command:
         if given.endswith(".py"):
             program = ["python", "-m", self.module]
         if "LOCAL_WORLD_SIZE" in os.environ:
-            program = ["torchrun", f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}", "-m", self.module]
+            program = ["torchrun", *torchrun.words(), "-m", self.module]
         return shlex.join([*program, *(a for a in self.words if not (again and a.lstrip("+").startswith("resume=")))])
 
 

@@ -1,6 +1,7 @@
 """Errors a person can act on, and interruptions."""
 
 import signal
+from typing import TypeVar
 
 
 class UserError(Exception):
@@ -44,9 +45,13 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
 
 
-def mark_told(error: KeyboardInterrupt) -> None:
-    """Note on an interruption that the user has been told of it."""
+Error = TypeVar("Error", bound=BaseException)
+
+
+def mark_told(error: Error) -> Error:
+    """Note on an error that the user has been told of it; returns it."""
     error.said = True  # type: ignore[attr-defined]
+    return error
 
 
 def first_line(error: Exception) -> str:

@@ -1,17 +1,98 @@
-"""BatchNorm statistics measured anew, on a copy."""
+"""Of which images BatchNorm takes its statistics: those of all processes, of a part of a batch, or many, on a copy."""
 
 import copy
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from aavae.models.output import full
+from aavae.runtime.processes import Processes
+
+
+def share(module: nn.Module, processes: Processes, images: int | None = None) -> None:
+    """Let the BatchNorm layers in `module` normalise with the statistics of the batch of all `processes`, or of
+    `images` images at a time. In eval mode they are what they were; their tensors and names do not change."""
+    if processes.world == 1 and images is None:
+        return
+    for layer in module.modules():
+        if type(layer) in SHARED:
+            layer.__class__ = SHARED[type(layer)]  # the same layer: optimizers and other modules hold on to it
+        if isinstance(layer, _Shared):
+            layer.processes, layer.images = processes, images
+
+
+def pooled(mean: Tensor, variance: Tensor, n: Tensor, processes: Processes) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance `(C,)` over all processes, and the numbers per channel they are of, from those of each;
+    gradients flow back."""
+    if processes.world == 1:
+        return mean, variance, n
+    means, variances, counts = processes.gather(torch.stack([mean, variance, n.expand_as(mean)])[None]).unbind(1)
+    total = counts.sum(0)
+    mean = (counts * means).sum(0) / total
+    return mean, (counts * (variances + (means - mean).square())).sum(0) / total, total
+
+
+class _Shared(_BatchNorm):
+    """A BatchNorm layer that `share` has changed."""
+
+    processes: Processes
+    images: int | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        return self._of_all(x) if self.processes.world > 1 else self._in_parts(x)
+
+    def _of_all(self, x: Tensor) -> Tensor:
+        dims = [d for d in range(x.ndim) if d != 1]
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        wide = full(x)
+        variance, mean = torch.var_mean(wide, dims, correction=0)
+        mean, variance, n = pooled(mean, variance, mean.new_tensor(x.numel() // x.shape[1]), self.processes)
+        self._remember(mean, variance * n / (n - 1))
+        y = (wide - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
+        return (y * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+    def _in_parts(self, x: Tensor) -> Tensor:
+        # The running statistics are those of the first part, as several processes keep those of the first one.
+        first, *others = x.split(self.images or len(x))
+        parts = [F.batch_norm(part, None, None, self.weight, self.bias, True, 0.0, self.eps) for part in others]
+        return torch.cat([super().forward(first), *parts])
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+        self.running_var.lerp_(variance.to(self.running_var), self.momentum)
+
+
+class SharedBatchNorm1d(_Shared, nn.BatchNorm1d):
+    """BatchNorm1d with the statistics of the batch of all processes, or of a part of it."""
+
+
+class SharedBatchNorm2d(_Shared, nn.BatchNorm2d):
+    """BatchNorm2d with the statistics of the batch of all processes, or of a part of it."""
+
+
+SHARED: dict[type, type] = {nn.BatchNorm1d: SharedBatchNorm1d, nn.BatchNorm2d: SharedBatchNorm2d}
+
+
+def _alone(layer: nn.Module) -> None:
+    """Let a layer take the statistics of what it gets, and of all of it: others do not take part."""
+    if isinstance(layer, _Shared):
+        layer.processes, layer.images = Processes(), None
 
 
 class _Moments:
     """A forward hook on a BatchNorm layer that collects the mean and unbiased variance `(C,)` of each batch."""
 
     def __init__(self, layer: _BatchNorm):
+        _alone(layer)
         self.layer, self.momentum = layer, layer.momentum
         self.counts: list[int] = []
         self.means: list[Tensor] = []

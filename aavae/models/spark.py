@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aavae.errors import UserError
+from aavae.models.batchnorm import pooled
 from aavae.models.masking import Masked, patches
 from aavae.models.output import full
+from aavae.runtime.processes import Processes
 
 
 class Visible:
@@ -54,8 +56,9 @@ class VisibleBatchNorm(nn.Module):
         x, seen = full(x), full(seen)
         n = seen.sum()
         mean = (x * seen).sum((0, 2, 3)) / n
+        variance = ((x - mean[:, None, None]).square() * seen).sum((0, 2, 3)) / n
+        mean, variance, n = pooled(mean, variance, n, getattr(layer, "processes", Processes()))
         centred = x - mean[:, None, None]
-        variance = (centred.square() * seen).sum((0, 2, 3)) / n
         with torch.no_grad():
             layer.num_batches_tracked.add_(1)
             layer.running_mean.lerp_(mean.to(layer.running_mean), layer.momentum)

@@ -21,7 +21,8 @@ def run(
             with signals.listening():
                 code = work() or 0
         except UserError as error:
-            output.complain(f"{name}: {error}")
+            if not getattr(error, "said", False):
+                output.complain(f"{name}: {error}")
             code = 2
         except KeyboardInterrupt as error:
             if not getattr(error, "said", False):

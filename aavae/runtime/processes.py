@@ -2,20 +2,36 @@
 
 import contextlib
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from aavae.errors import UserError
+from aavae.errors import UserError, mark_told
+
+# While one process validates, probes or writes, the others wait for it; what it does may take hours.
+PATIENCE = timedelta(days=1000)
+LOST = "a process that trains with this one has ended, and so does this one; what it said is above"
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together (torchrun); alone it is rank 0 of 1."""
+    """This process among those that train together (torchrun); alone it is rank 0 of 1.
+
+    What they decide together goes over the CPU, in a group whose waits do not time out; gradients and losses go over
+    torch's default group. Where another process has ended, all methods raise UserError.
+    """
 
     rank: int = 0
     world: int = 1
+    control: Any = field(default=None, repr=False)
+    store: Any = field(default=None, repr=False)
+
+    def __deepcopy__(self, memo: dict) -> "Processes":
+        return self  # a model is copied, and its copy is trained by the same processes
 
     @property
     def leads(self) -> bool:
@@ -29,49 +45,65 @@ class Processes:
         rows = batch_size // self.world
         return slice(self.rank * rows, (self.rank + 1) * rows)
 
-    def average_gradients(self, parameters) -> None:
-        """Average the gradients over all processes, in place."""
-        if self.world > 1:
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            everything = torch.cat([g.reshape(-1) for g in gradients])  # one message: hundreds of small ones are slow
-            dist.all_reduce(everything, op=dist.ReduceOp.SUM)
-            everything /= self.world
-            for g, part in zip(gradients, everything.split([g.numel() for g in gradients]), strict=True):
-                g.copy_(part.view_as(g))
-
     def average(self, values: torch.Tensor) -> torch.Tensor:
         """The mean of `values` over all processes."""
         if self.world > 1:
-            dist.all_reduce(values, op=dist.ReduceOp.SUM)
+            with self.talking():
+                dist.all_reduce(values, op=dist.ReduceOp.SUM)
             values = values / self.world
         return values
 
-    def largest(self, number: int, device: torch.device) -> int:
+    def largest(self, number: int) -> int:
         """The largest `number` of any process, so that all of them decide the same at the same step."""
         if self.world == 1:
             return number
-        votes = torch.tensor(number, device=device)
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        votes = torch.tensor(number)
+        with self.talking():
+            dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
         return int(votes)
 
-    def any(self, flag: bool, device: torch.device) -> bool:
+    def any(self, flag: bool) -> bool:
         """Whether `flag` is set in any process."""
-        return bool(self.largest(int(flag), device))
+        return bool(self.largest(int(flag)))
 
     def gather(self, values: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """The `values` of all processes, joined along `dim` in the order of their ranks; gradients flow back.
 
         A loss of what is gathered is the same in every process. Each one's gradient is `world` times its part, so that
-        `average_gradients` gives that of the loss.
+        their mean, which DistributedDataParallel computes, is that of the loss.
         """
         if self.world == 1:
             return values
         return torch.cat(_Gather.apply(values.contiguous(), self), dim)
 
     def wait(self) -> None:
-        """Wait for every process."""
+        """Wait for every process, however long it takes."""
         if self.world > 1:
-            dist.barrier()
+            with self.talking():
+                dist.barrier(group=self.control)
+
+    @contextlib.contextmanager
+    def talking(self) -> Iterator[None]:
+        """Let the end of another process be said in a sentence, by the first one that notices it."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not _is_lost(error):
+                raise
+            first = True
+            with contextlib.suppress(RuntimeError):  # the store may have gone with the other process
+                first = self.store.add("lost", 1) == 1
+            lost = UserError(LOST)
+            raise (lost if first else mark_told(lost)) from error
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether it is a connection that broke; gloo and NCCL have no class of their own for that."""
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        word in said
+        for word in ("connection closed by peer", "connection reset", "broken pipe", "gloo/transport", "nccl")
+    )
 
 
 class _Gather(torch.autograd.Function):
@@ -94,12 +126,12 @@ class _Gather(torch.autograd.Function):
 @contextlib.contextmanager
 def processes(device: torch.device):
     """Join the process group torchrun describes in the environment, if any, and leave it afterwards."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world == 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Processes()
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, world = next(dist.rendezvous("env://"))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
     try:
-        yield Processes(dist.get_rank(), world)
+        yield Processes(rank, world, dist.new_group(backend="gloo", timeout=PATIENCE), dist.PrefixStore("aavae", store))
     finally:
         dist.destroy_process_group()

@@ -77,7 +77,7 @@ class Loop:
 
     def _asked(self) -> int:
         """The signal by which any of the processes was asked to stop, or 0: all stop at the same step."""
-        return self.trainer.processes.largest(self.signals.received or 0, self.trainer.device)
+        return self.trainer.processes.largest(self.signals.received or 0)
 
     def _end_if_asked(self, asked: int) -> None:
         if asked:
@@ -88,7 +88,7 @@ class Loop:
     def _time_to_save(self) -> bool:
         # The clocks of several processes differ; one that waits for the others to save must not wait alone.
         due = time.monotonic() - self._saved_at >= 60 * self.settings.save_minutes
-        return self.trainer.processes.any(due, self.trainer.device)
+        return self.trainer.processes.any(due)
 
     def _log(self) -> None:
         t = self.trainer

@@ -11,6 +11,10 @@ class Settings:
 
     `clean_pass=every_step` runs the clean images through `model.clean` before each step, which moves BatchNorm's
     statistics as the released code does; with `off`, probes see a copy of the encoder with recalibrated statistics.
+
+    `sync_batchnorm` has BatchNorm normalise with the statistics of the batch of all processes; None: where the loss
+    is not a mean over images. `virtual_batch` has it normalise so many images at a time, as several processes without
+    it do.
     """
 
     epochs: int
@@ -18,6 +22,8 @@ class Settings:
     seed: int
     accumulate: int = 1
     clip: float | None = None
+    sync_batchnorm: bool | None = None
+    virtual_batch: int | None = None  # images
     clean_pass: str = "every_step"
     channels_last: bool = True
     compile: bool = False
@@ -44,5 +50,14 @@ class Settings:
         )
         if self.clip is not None and not (isinstance(self.clip, int | float) and self.clip > 0):
             raise UserError(f"trainer.clip must be positive or null, not {self.clip}")
+        if self.sync_batchnorm not in (None, True, False):
+            raise UserError(f"trainer.sync_batchnorm must be true, false or null, not {self.sync_batchnorm!r}")
+        if self.virtual_batch is not None and not (isinstance(self.virtual_batch, int) and self.virtual_batch > 1):
+            raise UserError(f"trainer.virtual_batch must be 2 images or more, or null, not {self.virtual_batch}")
         if self.clean_pass not in ("every_step", "off"):
             raise UserError(f"trainer.clean_pass must be every_step or off, not {self.clean_pass!r}")
+
+    def synchronises(self, per_image: bool) -> bool:
+        """Whether BatchNorm sees the batch of all processes, with a loss that is a mean over images (`per_image`) or
+        not."""
+        return not per_image if self.sync_batchnorm is None else self.sync_batchnorm

@@ -11,7 +11,7 @@ from aavae.augmentations.pipeline import Pipeline
 from aavae.datasets import Dataset
 from aavae.datasets.loader import Batch, Loader
 from aavae.errors import UserError
-from aavae.models import Model
+from aavae.models import Model, batchnorm
 from aavae.probes.guests import Guest
 from aavae.runtime.device import Precision, compiler, send
 from aavae.runtime.processes import Processes
@@ -19,6 +19,7 @@ from aavae.runtime.randomness import generator_for, generators_for, seed_default
 from aavae.runtime.words import count
 from aavae.training.health import Health
 from aavae.training.meter import Meter
+from aavae.training.parallel import Parallel
 from aavae.training.schedules import Schedule
 from aavae.training.settings import Settings
 from aavae.training.validation import Inspector, joined
@@ -58,13 +59,15 @@ class Trainer:
         self.model.processes = self.processes
         self.augmentation, self.dataset, self.inspector = augmentation, dataset.load(device), inspector
         compiled = compiler(device, settings.compile, settings.cuda_graphs)
-        self._encode, self._learn = compiled(self.model.clean), compiled(self.model.learn)
+        self._encode = compiled(self.model.clean)
+        self._learn = Parallel(self.model, compiled(self.model.learn), self.processes, device, settings.accumulate)
         self._replays = settings.cuda_graphs and device.type == "cuda"
         batch_size, seed = settings.batch_size, settings.seed
         self.loader = Loader(dataset, augmentation, batch_size, seed, device, self.processes, model.n_views)
         self._refuse_equal_views()
         self._refuse_parts()
         self._refuse_mixed_statistics()
+        self._share_statistics()
         self.optimizer, self.schedule = optimizer(model), schedule(self.loader.steps_per_epoch)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = precision.scaler()
@@ -106,6 +109,24 @@ class Trainer:
                 f"{type(self.model).__name__} sees of them; say trainer.clean_pass=off"
             )
 
+    def _share_statistics(self) -> None:
+        """Say of which images BatchNorm takes its statistics."""
+        settings, name, images = self.settings, type(self.model).__name__, self.settings.virtual_batch
+        together = self.processes.world > 1 and settings.synchronises(self.model.per_image)
+        if images is None:
+            batchnorm.share(self.model, self.processes if together else Processes())
+            return
+        if together:
+            raise UserError("trainer.virtual_batch divides what trainer.sync_batchnorm joins; leave one of them out")
+        if self.model.n_views > 1 or not self.model.per_image:
+            raise UserError(f"trainer.virtual_batch is for losses that are means over images, not for {name}")
+        rows = (self.loader.share.stop - self.loader.share.start) // settings.accumulate
+        if rows % images:
+            raise UserError(
+                f"trainer.virtual_batch={images} does not divide the {count(rows, 'image')} that a process has at once"
+            )
+        batchnorm.share(self.model, Processes(), images)
+
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
@@ -126,18 +147,18 @@ class Trainer:
         self._set_learning_rate()
         draws, noise = self._draw(batch.source.shape[-1])
         terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        for rows in self._parts(len(batch.clean)):
+        for i, rows in enumerate(self._parts(len(batch.clean))):
             x = self._normalized(batch.clean[rows])
             views = joined([self._view(batch, v, rows, draw, x) for v, draw in enumerate(draws)])
             with self.precision.autocast():
                 clean = self._clean_pass(x)
-            # In a block of its own: autocast keeps the weights that it has cast without gradients.
-            with self.precision.autocast():
-                output, part = self._learn(views, x, None if noise is None else noise[rows])
-            self.scaler.scale(part["loss"] / self.settings.accumulate).backward()
+            with self._learn.part(i):
+                # In a block of its own: autocast keeps the weights that it has cast without gradients.
+                with self.precision.autocast():
+                    output, part = self._learn(views, x, None if noise is None else noise[rows])
+                self.scaler.scale(part["loss"] / self.settings.accumulate).backward()
             for name, value in part.items():
                 terms[name] = terms[name] + value.detach() / self.settings.accumulate
-        self.processes.average_gradients(self.model.parameters())  # first: all must see what overflowed in one
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip is not None:
             terms["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)

@@ -135,9 +135,7 @@ def made() -> tuple[CPC, Tensor]:
 def _gradients(rank: int, port: int, answers) -> None:
     with forked.joined(rank, port) as both:
         model, views = made()
-        model.processes = both
-        model.learn(views[:, both.share(8)], views[0, both.share(8)], None)[1]["loss"].backward()
-        both.average_gradients(model.parameters())
+        forked.backward(model, both, views, views[0], None)
         answers.put([p.grad.tolist() for p in model.parameters()])
 
 

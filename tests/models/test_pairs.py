@@ -18,6 +18,7 @@ from aavae.augmentations.amdim import AMDIMCrops, AMDIMViews
 from aavae.augmentations.corruption import Corruption
 from aavae.augmentations.simclr import SimCLRViews
 from aavae.errors import UserError
+from aavae.models import batchnorm
 from aavae.models.amdim import AMDIM, MapHead, info_nce
 from aavae.models.barlow import BarlowTwins, cross_correlation_loss
 from aavae.models.byol import BYOL, prediction_error
@@ -488,7 +489,7 @@ PAIRED = {
 
 def made(name: str):
     torch.manual_seed(0)
-    model = PAIRED[name]().double().eval()
+    model = PAIRED[name]().double()
     views = torch.randn(2, 8, 3, 4, 4, dtype=torch.float64)
     return model, views, torch.randn(8, model.noise_dim, dtype=torch.float64) if model.noise_dim else None
 
@@ -496,11 +497,7 @@ def made(name: str):
 def learned(name: str, processes: Processes):
     """A model after a backward pass on this process's rows, with averaged gradients."""
     model, views, noise = made(name)
-    mine = processes.share(8)
-    model.processes = processes
-    noise = None if noise is None else noise[mine]
-    model.learn(views[:, mine], views[0, mine], noise)[1]["loss"].backward()
-    processes.average_gradients(model.parameters())
+    forked.backward(model, processes, views, views[0], noise)
     return model
 
 
@@ -513,8 +510,7 @@ def state(name: str, processes: Processes) -> list[Tensor]:
     mine = processes.share(8)
     model.processes = processes
     model.begin(10, 8)
-    model.eval()  # BatchNorm couples the images of a process,
-    model.training = True  # which is not what is compared
+    batchnorm.share(model, processes)
     model.learn(views[:, mine], views[0, mine], None)
     model.after_step(1)
     found = model.state_dict()

@@ -168,16 +168,14 @@ def flat() -> tuple[SimCLR, Tensor]:
 def _gradients(rank: int, port: int, answers) -> None:
     with forked.joined(rank, port) as both:
         model, views = flat()
-        model.processes = both
-        model.learn(views[:, both.share(8)], views[0, both.share(8)], None)[1]["loss"].backward()
-        both.average_gradients(model.parameters())
+        forked.backward(model.train(), both, views, views[0], None)
         answers.put([p.grad.tolist() for p in model.parameters() if p.grad is not None])
 
 
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one():
     model, views = flat()
-    model.learn(views, views[0], None)[1]["loss"].backward()
+    model.train().learn(views, views[0], None)[1]["loss"].backward()
     whole = [p.grad for p in model.parameters() if p.grad is not None]
     for found in forked.pair(_gradients):
         for ours, gradient in zip(found, whole, strict=True):

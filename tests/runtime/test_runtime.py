@@ -1,12 +1,12 @@
 """Device, precision, seeds, shares, signals and the lock on a run folder."""
 
+import copy
 import itertools
 import os
 
 import forked
 import pytest
 import torch
-from torch import nn
 
 from aavae.errors import UserError
 from aavae.runtime import processes, randomness
@@ -183,30 +183,22 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 def test_alone_there_is_nobody_to_talk_to(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    weight = torch.ones(2, requires_grad=True)
-    weight.grad = torch.full((2,), 3.0)
     with processes.processes(CPU) as alone:
-        alone.average_gradients([weight])
         alone.wait()
-        assert alone.leads and alone.any(True, CPU) and not alone.any(False, CPU)
-    assert weight.grad.tolist() == [3.0, 3.0] and not torch.distributed.is_initialized()
+        assert alone.leads and alone.any(True) and not alone.any(False)
+    assert not torch.distributed.is_initialized()
 
 
-def _averaged(rank: int, port: int, answers) -> None:
-    first, second, frozen = (
-        nn.Parameter(torch.ones(3)),
-        nn.Parameter(torch.ones(2, 2, 2, 2)),
-        nn.Parameter(torch.ones(1)),
-    )
-    first.grad = torch.arange(3.0) + rank
-    values = torch.arange(16.0).view(2, 2, 2, 2) * (1 + rank)
-    second.grad = values.to(memory_format=torch.channels_last)
+def _decided(rank: int, port: int, answers) -> None:
     with forked.joined(rank, port) as both:
-        both.average_gradients([first, second, frozen])
-        same = second.grad.is_contiguous(memory_format=torch.channels_last)
-        answers.put((first.grad.tolist(), second.grad.flatten().tolist(), frozen.grad, same, both.any(rank == 1, CPU)))
+        decided = (
+            both.any(rank == 1),
+            both.any(False),
+            both.largest(rank),
+            both.average(torch.tensor(2.0 * rank)).item(),
+        )
+        answers.put((*decided, copy.deepcopy(both) is both))
 
 
-def test_two_processes_average_their_gradients():
-    mean = [1.5 * i for i in range(16)]
-    assert forked.pair(_averaged) == [([0.5, 1.5, 2.5], mean, None, True, True)] * 2
+def test_two_processes_decide_the_same():
+    assert forked.pair(_decided) == [(True, False, 1, 1.0, True)] * 2

@@ -8,6 +8,7 @@ import pickle
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
@@ -109,8 +110,32 @@ def pair(target: Callable) -> list:
     processes = [_CONTEXT.Process(target=target, args=(rank, port, answers)) for rank in (0, 1)]
     for process in processes:
         process.start()
-    found = [answers.get() for _ in processes]
+    found = []
+    while len(found) < len(processes) and not any(process.exitcode for process in processes):
+        if answers.empty():
+            time.sleep(0.01)
+        else:
+            found.append(answers.get())
     for process in processes:
-        process.join()
-    assert not any(process.exitcode for process in processes)
+        process.join(30)
+        process.kill()  # one that waits for another that has failed
+    assert len(found) == len(processes) and not any(process.exitcode for process in processes)
     return found
+
+
+def backward(model, processes, views, x, noise):
+    """Loss terms of a model in train mode after a backward pass on this process's rows, as a trainer makes it with
+    BatchNorm synchronised."""
+    import torch
+
+    from aavae.models import batchnorm
+    from aavae.training.parallel import Parallel
+
+    mine = processes.share(len(x))
+    model.processes = processes
+    batchnorm.share(model, processes)
+    learn = Parallel(model, model.learn, processes, torch.device("cpu"))
+    with learn.part(0):
+        _, terms = learn(views[:, mine], x[mine], None if noise is None else noise[mine])
+        terms["loss"].backward()
+    return terms

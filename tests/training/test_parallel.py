@@ -1,0 +1,130 @@
+"""Several processes learn what one does: gradients, losses, and BatchNorm's statistics."""
+
+import copy
+
+import forked
+import pytest
+import torch
+from torch import Tensor
+
+from aavae import build
+from aavae.models import batchnorm
+from aavae.runtime.processes import Processes
+from aavae.training.parallel import Parallel
+
+CPU = torch.device("cpu")
+SMALL = ("dataset=synthetic", "encoder=resnet_tiny", "encoder.channels=4", "decoder=resnet_tiny", "decoder.channels=4")
+METHODS = ("aavae", "aavae_mean", "aaae", "vae")  # the second has a head that never gets gradients
+BATCH = 8
+
+
+def made(method: str):
+    """A model in float64, views, clean images, and noise."""
+    model = build.model(build.compose([*SMALL, "latent_dim=6", f"method={method}"])).double()
+    draw = torch.Generator().manual_seed(1)
+    x, view = torch.randn(2, BATCH, 3, 16, 16, generator=draw, dtype=torch.float64)
+    noise = torch.randn(BATCH, model.noise_dim, generator=draw, dtype=torch.float64) if model.noise_dim else None
+    return model, view[None], x, noise
+
+
+def found(model, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients, losses and buffers by name."""
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return gradients | {name: value.detach() for name, value in terms.items()} | dict(model.named_buffers())
+
+
+def told(tensors: dict[str, Tensor]) -> dict[str, list]:
+    return {name: tensor.double().tolist() for name, tensor in tensors.items()}
+
+
+def together(method: str, processes: Processes) -> dict[str, Tensor]:
+    model, views, x, noise = made(method)
+    terms = forked.backward(model, processes, views, x, noise)
+    return found(model, {name: processes.average(value.detach().clone()) for name, value in terms.items()})
+
+
+def apart(method: str, processes: Processes, images: int | None = None, parts: int = 1) -> dict[str, Tensor]:
+    """BatchNorm of each process's own images, or of `images` at a time; the batch of a process in `parts`."""
+    model, views, x, noise = made(method)
+    batchnorm.share(model, Processes(), images)
+    mine = processes.share(BATCH)
+    learn = Parallel(model, model.learn, processes, CPU, parts)
+    for i, rows in enumerate(torch.arange(BATCH)[mine].chunk(parts)):
+        with learn.part(i):
+            _, terms = learn(views[:, rows], x[rows], None if noise is None else noise[rows])
+            (terms["loss"] / parts).backward()
+    return found(model, {})
+
+
+def same(ours: dict[str, list], expected: dict[str, Tensor]) -> None:
+    assert ours.keys() == expected.keys()
+    for name, values in ours.items():
+        value = torch.tensor(values, dtype=torch.float64)
+        torch.testing.assert_close(
+            value, expected[name].double(), atol=1e-10, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def _both(rank: int, port: int, answers) -> None:
+    with forked.joined(rank, port) as both:
+        synchronised = {method: told(together(method, both)) for method in METHODS}
+        plain = {method: told(apart(method, both)) for method in METHODS}
+        in_parts = told(apart("aavae", both, parts=2))
+        answers.put((rank, synchronised, plain, in_parts))
+
+
+@pytest.fixture(scope="module")
+def answers():
+    return sorted(forked.pair(_both), key=lambda answer: answer[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_with_batchnorm_synchronised_two_processes_are_one(answers, method):
+    alone = together(method, Processes())
+    for _, synchronised, *_ in answers:
+        same(synchronised[method], alone)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_it_two_processes_are_one_with_a_virtual_batch_of_half_the_images(answers, method):
+    alone = apart(method, Processes(), images=BATCH // 2)
+    same(answers[0][2][method], alone)
+    buffers = {name for name, _ in made(method)[0].named_buffers()}
+    others = {name: values for name, values in answers[1][2][method].items() if name not in buffers}
+    same(others, {name: tensor for name, tensor in alone.items() if name not in buffers})
+
+
+def test_gradients_of_parts_are_averaged_once(answers):
+    expected = {}
+    for _, *_, in_parts in answers:
+        gradients = {name: values for name, values in in_parts.items() if "running" not in name and "num_b" not in name}
+        expected = expected or apart("aavae", Processes(), images=2, parts=1)
+        same(gradients, {name: expected[name] for name in gradients})
+
+
+def test_shared_batchnorm_is_torch_s_in_eval_mode_and_alone():
+    torch.manual_seed(0)
+    x = torch.randn(6, 4, 3, 3)
+    for kind, images in ((torch.nn.BatchNorm2d, x), (torch.nn.BatchNorm1d, x[:, :, 0, 0])):
+        plain = kind(4)
+        with torch.no_grad():
+            plain.weight.uniform_(), plain.bias.uniform_()
+        shared = copy.deepcopy(plain)
+        keys = list(shared.state_dict())
+        batchnorm.share(shared, Processes(), 6)
+        assert isinstance(shared, kind) and list(shared.state_dict()) == keys
+        torch.testing.assert_close(shared(images), plain(images))
+        torch.testing.assert_close(shared.running_var, plain.running_var)
+        torch.testing.assert_close(shared.eval()(images), plain.eval()(images))
+
+
+def test_statistics_measured_anew_are_of_all_images_whatever_training_shares():
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.BatchNorm2d(4))
+    shared = copy.deepcopy(plain)
+    batchnorm.share(shared, Processes(0, 2))  # of which the other one does not take part
+    images = [torch.randn(5, 4, 3, 3) for _ in range(3)]
+    for ours, theirs in zip(
+        batchnorm.recalibrated(shared, images).buffers(), batchnorm.recalibrated(plain, images).buffers(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
