@@ -14,7 +14,7 @@ from aavae.runtime.processes import Processes
 
 # Newer versions of torch warn of the older name.
 NAMES = inspect.signature(DistributedDataParallel).parameters
-SENDS_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in NAMES else "broadcast_buffers"
+NO_BUFFERS: Any = {"forward_sync_buffers" if "forward_sync_buffers" in NAMES else "broadcast_buffers": False}
 Learned = tuple[object, dict[str, Tensor]]
 
 
@@ -50,7 +50,7 @@ class Parallel:
                 # be used where a batch is computed in parts.
                 static_graph=parts == 1,
                 find_unused_parameters=parts > 1,
-                **{SENDS_BUFFERS: False},
+                **NO_BUFFERS,
             )
 
     def __call__(self, views: Tensor, x: Tensor, noise: Tensor | None) -> Learned:
