@@ -15,6 +15,12 @@ torch.set_num_threads(1)  # the networks are too small for two threads to pay
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 
+@pytest.fixture(autouse=True)
+def no_columns(monkeypatch):
+    """Libraries leave COLUMNS behind, by which lines would be broken."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_composing():
     """Composing takes half of a small run."""

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,19 +40,24 @@ class Parallel:
     def __init__(
         self, model: Model, learn: Callable[..., Learned], processes: Processes, device: torch.device, parts: int = 1
     ):
-        self.learn, self.processes, self.parts = learn, processes, parts
-        self.whole: Any = None
-        if processes.world > 1:
-            self.whole = DistributedDataParallel(
-                Step(model, learn),
-                device_ids=[device] if device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-                # Some parameters never get gradients. That these are always the same is less to search for, but cannot
-                # be used where a batch is computed in parts.
-                static_graph=parts == 1,
-                find_unused_parameters=parts > 1,
-                **NO_BUFFERS,
-            )
+        self.model, self.learn, self.processes = model, learn, processes
+        self.device, self.parts = device, parts
+
+    @cached_property
+    def whole(self) -> Any:
+        """The step of all processes, made when the first one is taken; None for one process."""
+        if self.processes.world == 1:
+            return None
+        return DistributedDataParallel(
+            Step(self.model, self.learn),
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            # Some parameters never get gradients. That these are always the same is less to search for, but cannot be
+            # used where a batch is computed in parts.
+            static_graph=self.parts == 1,
+            find_unused_parameters=self.parts > 1,
+            **NO_BUFFERS,
+        )
 
     def __call__(self, views: Tensor, x: Tensor, noise: Tensor | None) -> Learned:
         return (self.learn if self.whole is None else self.whole)(views, x, noise)
@@ -59,6 +65,7 @@ class Parallel:
     @contextlib.contextmanager
     def part(self, i: int) -> Iterator[None]:
         """Around the forward and backward pass of part `i` of a batch: only the last one has gradients averaged."""
-        waits = self.whole is not None and i < self.parts - 1
-        with self.processes.talking(), self.whole.no_sync() if waits else contextlib.nullcontext():
-            yield
+        with self.processes.talking():
+            waits = self.whole is not None and i < self.parts - 1
+            with self.whole.no_sync() if waits else contextlib.nullcontext():
+                yield

@@ -60,7 +60,8 @@ class Trainer:
         self.augmentation, self.dataset, self.inspector = augmentation, dataset.load(device), inspector
         compiled = compiler(device, settings.compile, settings.cuda_graphs)
         self._encode = compiled(self.model.clean)
-        self._learn = Parallel(self.model, compiled(self.model.learn), self.processes, device, settings.accumulate)
+        learn = compiled(self.model.learn)
+        self._learn = self._parallel = Parallel(self.model, learn, self.processes, device, settings.accumulate)
         self._replays = settings.cuda_graphs and device.type == "cuda"
         batch_size, seed = settings.batch_size, settings.seed
         self.loader = Loader(dataset, augmentation, batch_size, seed, device, self.processes, model.n_views)
@@ -152,7 +153,7 @@ class Trainer:
             views = joined([self._view(batch, v, rows, draw, x) for v, draw in enumerate(draws)])
             with self.precision.autocast():
                 clean = self._clean_pass(x)
-            with self._learn.part(i):
+            with self._parallel.part(i):
                 # In a block of its own: autocast keeps the weights that it has cast without gradients.
                 with self.precision.autocast():
                     output, part = self._learn(views, x, None if noise is None else noise[rows])
