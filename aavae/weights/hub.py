@@ -45,8 +45,8 @@ def write(folder: Path, encoder: nn.Module, facts: dict, license: str | None) ->
     if refused:
         ways = [f"{refused[0].upper()}{refused[1:]}.", f'aavae.load_encoder("{folder / WEIGHTS}") loads it.']
     if license is None:
-        ways.append(f"Its licence is said to be {UNSTATED}; license=apache-2.0, say, states it.")
-    return "\n".join([model_card.card(facts), "", *ways, f"Publish it by: hf upload USER/NAME {folder}"])
+        ways.append(f"The card says that the licence is {UNSTATED}; license=NAME sets it, for example apache-2.0.")
+    return "\n".join([model_card.card(facts), "", *ways, f"Upload it with: hf upload USER/NAME {folder}"])
 
 
 @contextmanager
@@ -131,7 +131,7 @@ USE = """## Use
 {code}
 ```
 
-It gives {features} features an image. {images}
+It returns {features} features per image. {images}
 
 ## Licence
 
@@ -153,9 +153,9 @@ def card(name: str, facts: dict, license: str | None, loads_into_timm: bool) -> 
     code = IN_TIMM if loads_into_timm else IN_AAVAE.format(weights=WEIGHTS, trust=_trust(facts))
     size = facts.get("image_size")
     images = (
-        f"Images are resized to {resize_said(facts) or size} pixels, and the middle {size} cut out." if size else ""
+        f"Images are resized to {resize_said(facts) or size} pixels and cropped to the central {size}." if size else ""
     )
-    stated = "Whoever published these weights has not stated one."
+    stated = "The publisher of these weights has not stated a licence."
     use = USE.format(
         code=code, features=facts.get("output_dim"), images=images, license=f"{license}." if license else stated
     )

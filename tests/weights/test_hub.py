@@ -55,7 +55,7 @@ def test_timm_loads_the_folder_and_computes_the_same(name, convert, tmp_path):
     ended = convert("in.safetensors", "out", "to=hub", "license=mit")
     assert ended.code == 0, ended.err
     assert 'timm.create_model("local-dir:out", pretrained=True) loads it.' in ended.out
-    assert ended.out.endswith("Publish it by: hf upload USER/NAME out\nwritten to out\n")
+    assert ended.out.endswith("Upload it with: hf upload USER/NAME out\nwritten to out\n")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.safetensors", "out"]
     net = timm.create_model("local-dir:out", pretrained=True)
     torch.testing.assert_close(features(net), features(encoder), rtol=0, atol=1e-6)
@@ -111,9 +111,9 @@ def test_the_hub_reads_the_card(convert, tmp_path):
 def test_a_licence_that_nobody_states_is_unknown(convert, tmp_path):
     written(tmp_path / "in.safetensors", CIFAR, results=[], start=None)
     ended = convert("in.safetensors", "out", "to=hub")
-    assert "license=apache-2.0, say, states it" in ended.out
+    assert "license=NAME sets it, for example apache-2.0" in ended.out
     card = ModelCard.load("out/README.md")
-    assert card.data.license == "unknown" and not card.data.eval_results and "has not stated one" in card.text
+    assert card.data.license == "unknown" and not card.data.eval_results and "has not stated a licence" in card.text
     assert "started from random weights" in card.text and "Test accuracy of h: not measured." in card.text
 
 
