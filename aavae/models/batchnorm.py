@@ -41,6 +41,13 @@ class _Shared(_BatchNorm):
     processes: Processes
     images: int | None
 
+    def __deepcopy__(self, memo: dict) -> "_Shared":
+        # A copy is looked at, or fine-tuned, by one process; the others would never take part.
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        twin.processes, twin.images = Processes(), None
+        return twin
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
@@ -54,7 +61,9 @@ class _Shared(_BatchNorm):
         mean, variance, n = pooled(mean, variance, mean.new_tensor(x.numel() // x.shape[1]), self.processes)
         self._remember(mean, variance * n / (n - 1))
         y = (wide - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
-        return (y * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(x.dtype)
 
     def _in_parts(self, x: Tensor) -> Tensor:
         # The running statistics are those of the first part, as several processes keep those of the first one.
@@ -64,11 +73,13 @@ class _Shared(_BatchNorm):
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
         self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-        self.running_var.lerp_(variance.to(self.running_var), self.momentum)
+        # Without a momentum torch takes the mean of all batches.
+        momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), momentum)
+        self.running_var.lerp_(variance.to(self.running_var), momentum)
 
 
 class SharedBatchNorm1d(_Shared, nn.BatchNorm1d):
@@ -82,17 +93,10 @@ class SharedBatchNorm2d(_Shared, nn.BatchNorm2d):
 SHARED: dict[type, type] = {nn.BatchNorm1d: SharedBatchNorm1d, nn.BatchNorm2d: SharedBatchNorm2d}
 
 
-def _alone(layer: nn.Module) -> None:
-    """Let a layer take the statistics of what it gets, and of all of it: others do not take part."""
-    if isinstance(layer, _Shared):
-        layer.processes, layer.images = Processes(), None
-
-
 class _Moments:
     """A forward hook on a BatchNorm layer that collects the mean and unbiased variance `(C,)` of each batch."""
 
     def __init__(self, layer: _BatchNorm):
-        _alone(layer)
         self.layer, self.momentum = layer, layer.momentum
         self.counts: list[int] = []
         self.means: list[Tensor] = []

@@ -118,13 +118,39 @@ def test_shared_batchnorm_is_torch_s_in_eval_mode_and_alone():
         torch.testing.assert_close(shared.eval()(images), plain.eval()(images))
 
 
-def test_statistics_measured_anew_are_of_all_images_whatever_training_shares():
+def test_a_copy_takes_its_statistics_alone_whatever_training_shares():
     torch.manual_seed(0)
+    x = torch.randn(5, 4, 3, 3)
     plain = torch.nn.Sequential(torch.nn.BatchNorm2d(4))
     shared = copy.deepcopy(plain)
     batchnorm.share(shared, Processes(0, 2))  # of which the other one does not take part
-    images = [torch.randn(5, 4, 3, 3) for _ in range(3)]
-    for ours, theirs in zip(
-        batchnorm.recalibrated(shared, images).buffers(), batchnorm.recalibrated(plain, images).buffers(), strict=True
-    ):
-        assert torch.equal(ours, theirs)
+    torch.testing.assert_close(copy.deepcopy(shared)(x), copy.deepcopy(plain)(x))
+    ours, theirs = (batchnorm.recalibrated(module, [x, x + 1]).buffers() for module in (shared, plain))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    twin = copy.deepcopy(shared)
+    assert twin[0].weight is not shared[0].weight and list(twin.state_dict()) == list(plain.state_dict())
+
+
+def _kinds(rank: int, port: int, answers) -> None:
+    with forked.joined(rank, port) as both:
+        answers.put([told(kind(both, **settings)) for settings in KINDS])
+
+
+KINDS = ({"affine": False}, {"momentum": None}, {"track_running_stats": False})
+
+
+def kind(processes: Processes, **settings) -> dict[str, Tensor]:
+    """What a layer makes of two batches, and its buffers."""
+    layer = torch.nn.BatchNorm1d(3, **settings)
+    batchnorm.share(layer, processes)
+    x = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0))
+    outputs = [processes.gather(layer(part[processes.share(8)])).detach() for part in x]
+    return {"first": outputs[0], "second": outputs[1]} | dict(layer.named_buffers())
+
+
+def test_layers_of_other_kinds_are_synchronised_too():
+    for several in forked.pair(_kinds):
+        for ours, settings in zip(several, KINDS, strict=True):
+            for name, expected in kind(Processes(), **settings).items():
+                value = torch.tensor(ours[name], dtype=torch.float64)
+                torch.testing.assert_close(value, expected.double(), atol=1e-5, rtol=1e-5)
