@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import aavae
-from aavae.runtime import files
+from aavae.runtime import files, secrets
 
 if TYPE_CHECKING:  # it takes a second to import, and a report only reads
     import torch
@@ -62,7 +62,7 @@ def note(folder: Path, entry: dict) -> None:
         aside, sessions = path.with_name(f"{PROVENANCE}.damaged"), []
         files.write(aside, content)
         print(f"{path} is damaged; it is kept as {aside.name}, and a new one begun", file=sys.stderr)
-    files.write(path, json.dumps([*sessions, entry], indent=1) + "\n")
+    files.write(path, json.dumps([*sessions, secrets.hidden(entry)], indent=1) + "\n")
 
 
 # ---- Code ---------------------------------------------------------------------------------------------------------
