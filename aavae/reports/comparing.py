@@ -1,6 +1,5 @@
 """One run in all that is known of it, and two of them beside each other."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from aavae.reports.jobs import one_line
 from aavae.reports.shelf import Run
 from aavae.runs.provenance import PROVENANCE
 from aavae.runs.results import name_of
+from aavae.runtime import files
 from aavae.runtime.output import spelt
 from aavae.runtime.words import count, folded
 
@@ -23,7 +23,7 @@ from aavae.runtime.words import count, folded
 def sessions_of(folder: Path) -> list[dict]:
     """The sessions in a run's provenance.json; none where it has none that can be read."""
     try:
-        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        found = files.parsed((folder / PROVENANCE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []

@@ -1,6 +1,5 @@
 """A run as it goes on: each line that it logs, until it ends."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from aavae.errors import UserError
 from aavae.loggers.screen import duration
 from aavae.reports.jobs import one_line
 from aavae.runs import status
+from aavae.runtime import files
 
 METRICS = "metrics.jsonl"
 BEFORE = 10  # lines that were there already
@@ -58,7 +58,7 @@ class _Lines:
         self.place += len(whole)
         for line in whole.splitlines():
             try:
-                entry = json.loads(line)
+                entry = files.parsed(line)
             except ValueError:  # damaged
                 continue
             if isinstance(entry, dict):

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,7 @@ from aavae.reports.jobs import JobReport, logged, one_line
 from aavae.reports.means import Row, Summary
 from aavae.reports.tables import UNDONE, as_cells, commands_of, counted_jobs, notes_of, numbers_from, protocols_of
 from aavae.runs.provenance import PROVENANCE
+from aavae.runtime import files
 
 PAGE = "sweep.html"
 TAIL = 20  # lines of a log
@@ -126,7 +128,7 @@ def _different(values) -> list[str]:
 
 def _sessions(folder: Path) -> list[dict]:
     try:
-        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        found = files.parsed((folder / PROVENANCE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     return [session for session in found if isinstance(session, dict)] if isinstance(found, list) else []
@@ -186,12 +188,21 @@ def _small(folder: Path, unread: list[str]) -> Iterator[tuple[str, str]]:
         if not path.stem.startswith(PICTURES):
             continue
         try:
-            with Image.open(path) as opened:
+            # PIL's word for an image whose pixels would take gigabytes: a warning, and an error from twice as many on.
+            with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+                opened = Image.open(path)
+            with opened:
                 image = opened.convert("RGB")
             image.thumbnail((WIDEST, 4 * WIDEST))
             buffer = io.BytesIO()
             image.save(buffer, "WEBP", quality=60)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            Image.DecompressionBombError,
+            Image.DecompressionBombWarning,
+        ) as error:
             unread.append(f"the picture {path} cannot be read ({one_line(str(error))}); evaluate again, or delete it")
             continue
         yield path.stem, f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

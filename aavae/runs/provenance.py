@@ -57,7 +57,7 @@ def note(folder: Path, entry: dict) -> None:
     path = folder / PROVENANCE
     content, sessions = path.read_bytes() if path.exists() else b"[]", None
     with contextlib.suppress(ValueError):  # no JSON, or no text
-        sessions = json.loads(content)
+        sessions = files.parsed(content)
     if not isinstance(sessions, list):
         aside, sessions = path.with_name(f"{PROVENANCE}.damaged"), []
         files.write(aside, content)

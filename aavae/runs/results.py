@@ -16,7 +16,7 @@ def read_results(folder: Path) -> list[dict]:
     if not path.exists():
         return []
     try:
-        records = json.loads(seals.unseal_json(path.read_bytes()))
+        records = files.parsed(seals.unseal_json(path.read_bytes()))
         names = ("probe", "feature", "split", "metric")
         if strange := [r for r in records if not all(isinstance(r[key], str) for key in names)]:
             raise ValueError(f"{strange[0]} is no record")

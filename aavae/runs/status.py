@@ -39,7 +39,7 @@ def now() -> str:
 def read(folder: Path) -> dict | None:
     """What the run in `folder` last said, None if nothing yet. Raises UserError where that is damaged."""
     try:
-        status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        status = files.parsed((folder / STATUS).read_text(encoding="utf-8"))
         if status["state"] not in STATES:
             raise ValueError(f"state {status['state']!r}")
         for key in NUMBERS:

@@ -25,7 +25,7 @@ class Job:
 def read(folder: Path) -> dict:
     """What is known of the sweep in `folder`. Raises UserError where there is none, or it is damaged."""
     try:
-        sweep = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+        sweep = files.parsed((folder / SWEEP).read_text(encoding="utf-8"))
         [*_] = (launch["overrides"] for launch in sweep["launches"])
         [*_] = (job["folder"] for job in sweep["jobs"])
         return sweep

@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from aavae.errors import UserError
 
@@ -39,6 +41,14 @@ def write(path: Path, data: bytes | str) -> None:
     """Write a file whole or not at all."""
     with whole(path) as handle:
         handle.write(data.encode() if isinstance(data, str) else data)
+
+
+def parsed(text: str | bytes) -> Any:
+    """What a JSON text says. Raises ValueError for what is none, or nested too deep to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def also_as(path: Path, name: str) -> None:
