@@ -147,7 +147,7 @@ def own_file(draw) -> tuple[str, bytes]:
 @faults.examples(0.15)
 @given(file=own_file())
 @example(file=("loss", b"a: &a [0]\n" + b"b: [*a, *a]\n"))
-@example(file=("loss", b"[" * 5000))
+@example(file=("loss", b"[" * 900))
 @example(file=("loss", b"\xef\xbb\xbfbeta: 1\n"))
 @example(file=("loss", b"beta: !!python/object/apply:os.getcwd []\n"))
 def test_own_yaml(desk, tried, file):

@@ -292,7 +292,9 @@ def _sentences(folders: Sequence[Path] = ()) -> Iterator[None]:
         yield
     except MissingConfigException as error:
         raise UserError(_not_there(error, folders)) from error
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+    except RecursionError as error:
+        raise UserError("a config is nested too deep, or leads back to itself") from error
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
         if absent := re.match(r"Could not override '([^']+)'", str(error)):
             group = absent[1].split("@")[0]
             if group.startswith("hydra."):

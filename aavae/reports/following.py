@@ -71,4 +71,5 @@ def _line(entry: dict) -> str:
         found = [(k, v) for k, v in entry.items() if isinstance(v, int | float) and k not in ("step", "epoch")]
         named = dict(found[:3])
     values = "  ".join(f"{name} {value:.4g}" for name, value in named.items())
-    return f"epoch {entry.get('epoch', 0):.4g}  step {entry.get('step', 0):,}  {values}"
+    epoch, step = (n if isinstance(n := entry.get(key), int | float) else 0 for key in ("epoch", "step"))
+    return f"epoch {epoch:.4g}  step {step:,}  {values}"

@@ -65,6 +65,21 @@ def note(folder: Path, entry: dict) -> None:
     files.write(path, json.dumps([*sessions, secrets.hidden(entry)], indent=1) + "\n")
 
 
+def sessions(folder: Path) -> list[dict]:
+    """The sessions in a run's provenance.json, the values in them of the kind that `provenance` writes, or None; none
+    where it has none that can be read."""
+    try:
+        found = files.parsed((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    kinds = {"git": dict, "git_here": dict, "versions": dict, "threads": int}
+
+    def known(session: dict) -> dict:
+        return {k: v if isinstance(v, kinds.get(k, object)) else None for k, v in session.items()}
+
+    return [known(entry) for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+
 # ---- Code ---------------------------------------------------------------------------------------------------------
 
 

@@ -49,7 +49,7 @@ def is_whole(path: Path) -> bool:
         with open(path, "rb") as handle:
             seals.verify_zip(handle)
         return True
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError):
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError):
         return False
 
 
