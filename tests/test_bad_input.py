@@ -88,6 +88,11 @@ WORDS = st.one_of(
 
 @faults.examples(0.3)
 @given(words=st.lists(WORDS, min_size=1, max_size=4))
+@example(words=["model.takes=0"])
+@example(words=["method.x.y=1"])
+@example(words=[f"augmentation={'9' * 5000}"])
+@example(words=[f"method='{'x' * 300}'"])
+@example(words=["features=" + "[" * 3000])
 def test_overrides(desk, tried, words):
     if {"--help", "-h"} & {*words} or any(w.startswith("--shell") for w in words):
         return
@@ -149,6 +154,7 @@ def own_file(draw) -> tuple[str, bytes]:
 @example(file=("loss", b"a: &a [0]\n" + b"b: [*a, *a]\n"))
 @example(file=("loss", b"[" * 900))
 @example(file=("loss", b"\xef\xbb\xbfbeta: 1\n"))
+@example(file=("probe", b"# @package loss\n-1\n"))
 @example(file=("loss", b"beta: !!python/object/apply:os.getcwd []\n"))
 def test_own_yaml(desk, tried, file):
     group, content = file
