@@ -1,6 +1,6 @@
 """Overrides, YAML files and the bytes of every kind of file, as Hypothesis makes them: a valid plan, or one sentence.
 
-`make test` tries about 200; `AAVAE_FAULTS=20000 pytest -m faults` (`make test-faults`) many more. What failed once is an @example.
+`make test` tries about 200, `make test-faults` as many as FAULTS says. What has failed once is an @example.
 """
 
 import copy
@@ -68,22 +68,31 @@ def shown(value) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
+SWEPT = ["range(1,3)", "choice(1,2)", "interval(0,1)", "sort(3,1)", "1,2", "int(1.5)", "cast(1)", "glob(*)",
+         "shuffle(1,2)", "tag(a,1)", "extend_list(1)", "float(x)", "bool(3)"]  # fmt: skip
+OPTIONS = ["--config-dir=nowhere", "--package=loss", "--resolve", "-m", "--", "-", "--cfg=all", "-x", "--run=3"]
+HYDRAS = ["hydra.run.dir", "hydra.sweep.dir", "hydra.searchpath", "hydra.job.name", "hydra.mode", "hydra/launcher",
+          "hydra.verbose", "hydra/job_logging", "hydra.job.chdir", "hydra.output_subdir"]  # fmt: skip
+
+
+def either(names: list[str]):
+    return st.sampled_from(names)
+
+
 WORDS = st.one_of(
-    st.tuples(st.sampled_from(KEYS), faults.DATA).map(lambda pair: f"{pair[0]}={shown(pair[1])}"),
-    st.tuples(st.sampled_from(KEYS), faults.SCALARS).map(lambda pair: f"{pair[0]}='{pair[1]}'"),
-    st.tuples(st.sampled_from(["", "+", "++", "~"]), st.sampled_from(KEYS + GROUPS), faults.ODD).map("{0[0]}{0[1]}={0[2]}".format),
-    st.tuples(st.sampled_from(GROUPS), faults.TEXTS | st.sampled_from(["none", "default", "[a,b]", "a,b", "glob(*)"])).map("=".join),
-    st.tuples(st.sampled_from(KEYS), st.sampled_from(["a", "x.y", "0", "_target_", "é"]), faults.SCALARS).map(
+    st.tuples(either(KEYS), faults.DATA).map(lambda pair: f"{pair[0]}={shown(pair[1])}"),
+    st.tuples(either(KEYS), faults.SCALARS).map(lambda pair: f"{pair[0]}='{pair[1]}'"),
+    st.tuples(either(["", "+", "++", "~"]), either(KEYS + GROUPS), faults.ODD).map("{0[0]}{0[1]}={0[2]}".format),
+    st.tuples(either(GROUPS), faults.TEXTS | either(["none", "default", "[a,b]", "a,b", "glob(*)"])).map("=".join),
+    st.tuples(either(KEYS), either(["a", "x.y", "0", "_target_", "é"]), faults.SCALARS).map(
         lambda t: f"{t[0]}.{t[1]}={shown(t[2])}"
     ),
-    st.tuples(st.sampled_from(KEYS), st.sampled_from(["range(1,3)", "choice(1,2)", "interval(0,1)", "sort(3,1)", "1,2", "int(1.5)",
-              "cast(1)", "glob(*)", "shuffle(1,2)", "tag(a,1)", "extend_list(1)", "float(x)", "bool(3)"])).map("=".join),
-    faults.TEXTS, faults.ODD,
-    st.sampled_from(["--config-dir=nowhere", "--package=loss", "--resolve", "-m", "--help", "--", "-", "--cfg=all", "-x", "--run=3"]),
-    st.tuples(st.sampled_from(["hydra.run.dir", "hydra.sweep.dir", "hydra.searchpath", "hydra.job.name", "hydra.mode", "hydra/launcher",
-                               "hydra.verbose", "hydra/job_logging", "hydra.job.chdir", "hydra.output_subdir"]),
-              faults.SCALARS).map(lambda pair: f"{pair[0]}={shown(pair[1])}"),
-)  # fmt: skip
+    st.tuples(either(KEYS), either(SWEPT)).map("=".join),
+    st.tuples(either(HYDRAS), faults.SCALARS).map(lambda pair: f"{pair[0]}={shown(pair[1])}"),
+    faults.TEXTS,
+    faults.ODD,
+    either(OPTIONS),
+)
 
 
 @faults.examples(0.3)
@@ -94,8 +103,6 @@ WORDS = st.one_of(
 @example(words=[f"method='{'x' * 300}'"])
 @example(words=["features=" + "[" * 3000])
 def test_overrides(desk, tried, words):
-    if {"--help", "-h"} & {*words} or any(w.startswith("--shell") for w in words):
-        return
     argv = ["--cfg", "job", *words]
     before = below(desk)
     faults.command("aavae-train", lambda: Train().execute(list(argv)), argv, tried)
@@ -111,8 +118,10 @@ SMALL = [
     "trainer=debug",
 ]
 # Not those between: a hundred million of something may be meant, and takes the memory of the machine that tests.
-ORDINARY = st.sampled_from([0, 1, 2, 3, 7, -1, -(10**9), 0.5, -0.5, 1e-9, 10**30, 1e300, "nan", "inf", "1e999", "null", "true",
-                            "[]", "[1,2]", "{}", "{a: 1}", "''", "auto", "x", "é", "[0.5,2]", "[a]", "[null]"])  # fmt: skip
+ORDINARY = st.sampled_from(
+    [0, 1, 2, 3, 7, -1, -(10**9), 0.5, -0.5, 1e-9, 10**30, 1e300, "nan", "inf", "1e999", "null", "true", "[]", "[1,2]",
+     "{}", "{a: 1}", "''", "auto", "x", "é", "[0.5,2]", "[a]", "[null]"]
+)  # fmt: skip
 PLANNED = [key for key in KEYS if not key.startswith(("hydra", "sweep", "logger", "data_dir", "dry_run"))]
 
 
@@ -141,11 +150,8 @@ def own_file(draw) -> tuple[str, bytes]:
     keys = st.sampled_from([*said, "defaults", "_target_", "x", "_self_", "${x}", "a.b", "_recursive_", "_convert_"])
     content = draw(st.dictionaries(keys, faults.DATA, max_size=4) | faults.DATA)
     content = {**said, **content} if isinstance(content, dict) and draw(st.booleans()) else content
-    head = draw(
-        st.sampled_from(
-            ["", "# @package _global_\n", "# @package loss\n", "# @package ${x}\n", "# @package a.b\n", "# @package\n"]
-        )
-    )
+    packages = ["_global_", "loss", "${x}", "a.b", ""]
+    head = draw(st.sampled_from(["", *(f"# @package {package}\n" for package in packages)]))
     return path.parent.name, (head + yaml.safe_dump(content, allow_unicode=True)).encode("utf-8", "surrogateescape")
 
 
@@ -170,51 +176,27 @@ def test_own_yaml(desk, tried, file):
 # ---- Small files of runs ------------------------------------------------------------------------------------------
 
 
+SMALL_FILES = ("status.json", "results.json", "config.yaml", "notes.json", "metrics.jsonl", "provenance.json")
+NAMES = ("sweep.json", *(f"0/{name}" for name in SMALL_FILES))
+
+
 @pytest.fixture(scope="module")
 def shelf(desk):
     """A sweep with two runs that have all small files, and the content of these files by name."""
     folder = desk / "multirun/first"
     a_sweep(folder, "seed=0", "seed=1")
+    began = "2026-11-28T10:00:00+01:00"
+    said = {"epoch": 3.0, "step": 30, "seconds": 5.0, "command": "aavae-train seed=1", "started": began}
+    git = {"commit": "abc", "dirty": True, "remote": None}
+    session = {"started": began, "command": "x", "git": git, "versions": {"torch": "2"}, "device": "cpu"}
+    lines = [json.dumps({"step": n, "epoch": n / 10, "train/loss": 1 / (n + 1)}) for n in range(9)]
     for seed in (0, 1):
-        run = a_run(
-            folder / str(seed),
-            seed=seed,
-            said={
-                "epoch": 3.0,
-                "step": 30,
-                "seconds": 5.0,
-                "command": "aavae-train seed=1",
-                "started": "2026-11-28T10:00:00+01:00",
-            },
-        )
+        run = a_run(folder / str(seed), seed=seed, said=said)
         write_results(run, [record(value=0.5 + seed / 10), record("linear")])
-        (run / "notes.json").write_text(
-            json.dumps({"notes": [{"time": "2026-11-28T10:00:00+01:00", "text": "x"}], "tags": ["t"]})
-        )
-        (run / "metrics.jsonl").write_text(
-            "".join(json.dumps({"step": n, "epoch": n / 10, "train/loss": 1 / (n + 1)}) + "\n" for n in range(9))
-        )
-        (run / "provenance.json").write_text(
-            json.dumps(
-                [
-                    {
-                        "started": "x",
-                        "command": "aavae-train",
-                        "git": {"commit": "abc", "dirty": True, "remote": None},
-                        "versions": {"torch": "2"},
-                        "device": "cpu",
-                    }
-                ]
-            )
-        )
-    names = (
-        "sweep.json",
-        *(
-            f"0/{name}"
-            for name in ("status.json", "results.json", "config.yaml", "notes.json", "metrics.jsonl", "provenance.json")
-        ),
-    )
-    return folder, {name: (folder / name).read_bytes() for name in names}
+        (run / "notes.json").write_text(json.dumps({"notes": [{"time": began, "text": "x"}], "tags": ["t"]}))
+        (run / "metrics.jsonl").write_text("\n".join([*lines, ""]))
+        (run / "provenance.json").write_text(json.dumps([session]))
+    return folder, {name: (folder / name).read_bytes() for name in NAMES}
 
 
 @st.composite
@@ -248,25 +230,9 @@ def changed(draw, content):
     return content
 
 
-NAMES = (
-    "sweep.json",
-    "0/status.json",
-    "0/results.json",
-    "0/config.yaml",
-    "0/notes.json",
-    "0/metrics.jsonl",
-    "0/provenance.json",
-)
-RUNS = (
-    ["ls"],
-    ["ls", "--json"],
-    ["show", "multirun/first/0"],
-    ["diff", "multirun/first/0", "multirun/first/1"],
-    ["best"],
-    ["prune"],
-    ["tail", "multirun/first/0"],
-    ["ls", "seed=1", "sort=score"],
-)
+RUN = "multirun/first/0"
+RUNS = (["ls"], ["ls", "--json"], ["show", RUN], ["diff", RUN, "multirun/first/1"], ["best"], ["prune"], ["tail", RUN],
+        ["ls", "seed=1", "sort=score"])  # fmt: skip
 
 
 @faults.examples(0.2)
