@@ -85,8 +85,9 @@ ODD = st.sampled_from(
     ["", " ", "null", "true", "???", "nan", "-inf", "1e999", "9" * 5000, "-0", "0x10", "1_000", "010", "1e-3", "é", "𝔘",
      "\u202e", "\x1b[31m", "a\nb", "\t", "{", "[", "]", "'", '"', "\\", "${", "${}", "${seed}", "${no.such}", "${.x}",
      "${oc.env:NO_SUCH}", "${oc.env:HOME}", "${oc.decode:'[1'}", "${oc.create:{a: 1}}", "${now:%Y}",
-     "${hydra:runtime.cwd}", "${aavae_identity:}", "${aavae_sweep:}", "${oc.select:loss}", "${oc.dict.keys:loss}", "${loss}",
-     "${a:${b:${c:}}}", "!!python/name:os.system", "&a [*a]", "*a", "<<", "%", "- -", "? ", ": ", "# x", "..", "/", "~", "\udc80"]
+     "${hydra:runtime.cwd}", "${aavae_identity:}", "${aavae_sweep:}", "${oc.select:loss}", "${oc.dict.keys:loss}",
+     "${loss}", "${a:${b:${c:}}}", "!!python/name:os.system", "&a [*a]", "*a", "<<", "%", "- -", "? ", ": ", "# x",
+     "..", "/", "~", "\udc80"]
 )  # fmt: skip
 NUMBERS = st.one_of(st.integers(-5, 5), st.integers(), st.floats(), st.just(10**400))
 SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS, ODD)
