@@ -262,6 +262,18 @@ def test_reports(shelf, tried, data, name):
         (folder / name).write_bytes(whole[name])
 
 
+def test_numbers_that_no_float_holds(shelf, tried):
+    folder, whole = shelf
+    numbers = {"config.yaml": b"seed: 0", "status.json": b'"step": 30', "metrics.jsonl": b'"step": 0'}
+    for name, before in ((f"0/{name}", before) for name, before in numbers.items()):
+        content = whole[name].replace(before, before.rstrip(b"0123456789") + b"9" * 400)
+        (folder / name).write_bytes(content)
+        for words in RUNS:
+            if words[0] != "tail":
+                faults.command("aavae-runs", manage._work, words, tried, good=(0, 1))
+        (folder / name).write_bytes(whole[name])
+
+
 # ---- Weights ------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from aavae.errors import UserError
 
 LOCK = ".lock"
+DIGITS = 300  # of the longest whole number that is read from a file
 
 
 @contextlib.contextmanager
@@ -44,11 +45,18 @@ def write(path: Path, data: bytes | str) -> None:
 
 
 def parsed(text: str | bytes) -> Any:
-    """What a JSON text says. Raises ValueError for what is none, or nested too deep to be read."""
+    """What a JSON text says. Raises ValueError for what is none, nested too deep to be read, or a whole number that no
+    float can hold."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole_number)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
 
 
 def also_as(path: Path, name: str) -> None:
