@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.aavae-$(shell cat setup.cfg pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 DOCS := $(subst .aavae-,.aavae-docs-,$(STAMP))
 
-.PHONY: help setup demo test slow docs bench paper format clean
+.PHONY: help setup demo test test-faults slow docs bench paper format clean
 help: ## show this text
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "aavae needs Python 3.11 or newer; say which with PYTHON="; exit 2; }
@@ -30,6 +30,10 @@ test: $(STAMP) ## run the tests, but for the slow ones
 
 slow: $(STAMP) ## run the tests that start several runs, play the documents, or compare large networks
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m slow --durations=15
+
+FAULTS ?= 12000
+test-faults: $(STAMP) ## try bad input made by a machine, in some ten minutes; FAULTS=100000 tries more
+	@AAVAE_FAULTS=$(FAULTS) $(BIN)/python -m pytest -n 2 --dist worksteal -m faults
 
 $(DOCS): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

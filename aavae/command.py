@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from aavae import __version__, build
 from aavae.config.schema import NAMED
 from aavae.errors import GaveUp, UserError
-from aavae.runtime import caches, exits, files, signals, slurm, torchrun
+from aavae.runtime import caches, exits, files, secrets, signals, slurm, torchrun
 from aavae.runtime.output import complain
 from aavae.runtime.words import count, wrapped
 from aavae.sweeps.grid import Grid
@@ -102,7 +102,9 @@ class Command:
         if "--version" in argv:
             print(f"aavae {__version__}")
             return 0
+        secrets.learn(argv)
         self.words = list(argv)
+        sys.argv[1:] = secrets.hidden(self.words)  # which Weights & Biases writes down
         asked = build.arguments(argv, self.primary)
         overrides, config_dir = asked.overrides, asked.config_dir
         self.overrides = overrides
@@ -119,6 +121,7 @@ class Command:
         if asked.multirun:
             return self.multirun(overrides, config_dir)
         cfg = build.compose(overrides, config_dir, self.primary)
+        secrets.learn(build.plain(cfg))
         words = [*self.searched(config_dir), *build.for_hydra(overrides, config_dir, self.primary)]
         if asked.info:
             return self.launch(Task(self), ["--info", asked.info, *words])
@@ -188,14 +191,15 @@ class Command:
         return 1 if task.failed else 0
 
     def typed(self, again: bool = False) -> str:
-        """The command as typed; for typing it `again`, without the word that would start it afresh."""
+        """The command as typed, without secrets; for typing it `again`, without the word that would start it afresh."""
         given, name = sys.argv[0], Path(sys.argv[0]).name
         program = [name if shutil.which(name) == shutil.which(given) else given]
         if given.endswith(".py"):
             program = ["python", "-m", self.module]
         if "LOCAL_WORLD_SIZE" in os.environ:
             program = ["torchrun", *torchrun.words(), "-m", self.module]
-        return shlex.join([*program, *(a for a in self.words if not (again and a.lstrip("+").startswith("resume=")))])
+        words = (a for a in self.words if not (again and a.lstrip("+").startswith("resume=")))
+        return shlex.join([*program, *secrets.hidden(list(words))])
 
 
 class Task:
@@ -216,6 +220,7 @@ class Task:
         job = HydraConfig.get()
         folder = Path(job.runtime.output_dir)
         sweeping = job.mode == RunMode.MULTIRUN
+        sys.argv[1:] = secrets.hidden(sys.argv[1:])
         if self.sweep:  # by a launcher that is not ours
             return self.sweep.run_alone(list(job.overrides.task), job.job.num, folder, build.plain(cfg))
         try:

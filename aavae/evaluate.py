@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from aavae import build
 from aavae.command import Command, chosen
 from aavae.errors import UserError
-from aavae.runtime import threads
+from aavae.runtime import secrets, threads
 
 
 class Evaluate(Command):
@@ -60,7 +60,7 @@ class Evaluate(Command):
 
     def work(self, built, cfg: DictConfig, folder: Path, name: str, group: str | None) -> float | None:
         """Run the probes; what each finds is written at once."""
-        config = build.plain(cfg)
+        config = secrets.hidden(build.plain(cfg))
         return built.go(folder, config=config, chosen=chosen(config), command=self.typed())
 
 

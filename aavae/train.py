@@ -13,7 +13,7 @@ from aavae.command import Command, chosen
 from aavae.errors import UserError
 from aavae.runs import sweep as sweeps
 from aavae.runs.identity import identity
-from aavae.runtime import threads
+from aavae.runtime import secrets, threads
 from aavae.sweeps.grid import swept_by
 from aavae.sweeps.sweep import Multirun
 
@@ -51,6 +51,11 @@ class Train(Command):
                 raise UserError(f"sweep.resume= continues what was launched before, without {word}")
         codes = []
         for launch in sweeps.read(folder)["launches"]:
+            if lost := [word for word in launch["overrides"] if secrets.HIDDEN in word]:
+                raise UserError(
+                    f"{folder} was launched with a secret, which is kept nowhere ({lost[0]}); type the sweep's command "
+                    "again, and secrets as ${oc.env:VARIABLE}, which is kept as it is"
+                )
             where = ["--config-dir", launch["config_dir"]] if launch["config_dir"] else []
             replaced = {word.split("=")[0] for word in others}
             given = [word for word in launch["overrides"] if word.split("=")[0] not in replaced]
@@ -78,7 +83,7 @@ class Train(Command):
         """Train, or go on training, and evaluate."""
         from aavae.training.run import Run
 
-        config, (trainer, logger) = build.plain(cfg), built
+        config, (trainer, logger) = secrets.hidden(build.plain(cfg)), built
         return Run(
             trainer,
             logger,

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -27,6 +28,18 @@ def quick_composing():
     with pytest.MonkeyPatch.context() as patch:
         forked.compose_quickly(patch.setattr)
         yield
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how many examples of bad input were tried, and what came of them."""
+    ended = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) == "teardown":
+                ended.update(dict(report.user_properties).get("examples", {}))
+    if ended:
+        counts = ", ".join(f"{n:,} {how}" for how, n in sorted(ended.items()))
+        terminalreporter.write_line(f"bad input: {ended.total():,} examples: {counts}")
 
 
 class Ended(NamedTuple):

@@ -95,11 +95,15 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     def reads(lines: Sequence[str]) -> list[Override] | None:
         try:
             return parser.parse_overrides(overrides=list(lines))
-        except HydraException:
+        except (HydraException, ValueError, RecursionError):
             return None
 
     try:
         return [_parsed(override) for override in overrides]
+    except RecursionError as error:
+        raise UserError("the overrides are nested too deep") from error
+    except ValueError as error:  # of a whole number that is thousands of digits long
+        raise UserError(f"cannot read the overrides: {_one_line(error).partition(';')[0]}") from error
     except HydraException as error:
         if words := [o for o in overrides if "=" not in o and not o.startswith("~")]:
             raise UserError(f"{words[0]!r} is not a setting: settings are written key=value; see --help") from error
@@ -292,7 +296,9 @@ def _sentences(folders: Sequence[Path] = ()) -> Iterator[None]:
         yield
     except MissingConfigException as error:
         raise UserError(_not_there(error, folders)) from error
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+    except RecursionError as error:
+        raise UserError("a config is nested too deep, or leads back to itself") from error
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
         if absent := re.match(r"Could not override '([^']+)'", str(error)):
             group = absent[1].split("@")[0]
             if group.startswith("hydra."):

@@ -218,9 +218,9 @@ def _options(group: str) -> list[tuple[str, dict]]:
     found = []
     for path in sorted((sources.SHIPPED / group).glob("*.yaml")):
         node = _load(path)
-        found.append(
-            (path.stem, node.get(group, {}) if "# @package _global_" in path.read_text(encoding="utf-8") else node)
-        )
+        if "# @package _global_" in path.read_text(encoding="utf-8"):
+            node = node.get(group, {})
+        found.append((path.stem, node if isinstance(node, dict) else {}))  # method: aavae is a name
     return found
 
 

@@ -117,7 +117,10 @@ def own_files(loader, primary: str, overrides: Sequence[str], folders: Sequence[
         if own is None:
             continue
         if not (SHIPPED / name).is_file():
-            found.append((own, loader._load_single_config(default=default, repo=repository).config))
+            try:
+                found.append((own, loader._load_single_config(default=default, repo=repository).config))
+            except OSError as error:  # Hydra's, for a list or a number too
+                raise UserError(f"{own} holds no settings ({error})") from error
         elif own.read_bytes() != (SHIPPED / name).read_bytes():
             raise UserError(f"{own} would not be read: aavae has a file of that name; give yours another name")
     return found

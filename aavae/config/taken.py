@@ -9,9 +9,16 @@ from aavae.config.sources import SHIPPED
 PARTS = ("decoder", "loss")  # that a model may do without
 
 
+def _takes(config: dict) -> list | None:
+    """What the chosen model says that it takes; None where it says nothing."""
+    model = config.get("model")
+    takes = model.get("takes") if isinstance(model, dict) else None
+    return takes if isinstance(takes, list) else None  # the schema says what is wrong with another
+
+
 def unused(config: dict) -> list[str]:
     """The parts that the chosen model says not to take, by `model.takes`; none where it says nothing."""
-    takes = (config.get("model") or {}).get("takes")
+    takes = _takes(config)
     return [] if takes is None else [part for part in PARTS if part in config and part not in takes]
 
 
@@ -26,8 +33,9 @@ def settled(config: dict) -> dict:
 
     A model that no method has chosen is called by its class: the name of a method for autoencoders would belie it.
     """
-    model = config.get("model") or {}
-    if model and config.get("method") in _of_autoencoders() and "loss" not in (model.get("takes") or ()):
+    model = config.get("model")
+    named = str(config.get("method")) in _of_autoencoders()
+    if named and isinstance(model, dict) and model and "loss" not in (_takes(config) or ()):
         config = config | {"method": str(model.get("_target_")).rpartition(".")[2].lower()}
     return config | {part: {"_target_": None} for part in unused(config)}
 

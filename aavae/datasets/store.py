@@ -89,7 +89,7 @@ class Store:
         if getattr(self._local, "pid", None) != os.getpid():
             try:
                 self._local.zip, self._local.pid = zipfile.ZipFile(self.path), os.getpid()
-            except (zipfile.BadZipFile, OSError) as error:
+            except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
                 raise UserError(f"{self.path} is neither a folder nor a readable zip ({error})") from error
         return self._local.zip
 

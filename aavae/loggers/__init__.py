@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aavae.errors import first_line
+from aavae.runtime import secrets
 from aavae.runtime.output import complain
 from aavae.runtime.words import shortened
 
@@ -66,7 +67,8 @@ class Loggers:
         self._remembered = dict(run.remembered)
         # Weights & Biases allows 128 characters, and nobody reads more.
         short: dict[str, Any] = {key: shortened(name) for key in ("name", "group") if (name := getattr(run, key))}
-        run = dataclasses.replace(run, **short)
+        without = {key: secrets.hidden(getattr(run, key)) for key in ("config", "chosen", "provenance")}
+        run = dataclasses.replace(run, **without, **secrets.hidden(short))
         new = [path for logger in self._loggers.values() if not (path := run.folder / logger.place).exists()]
         try:
             for name, logger in self._loggers.items():

@@ -33,9 +33,9 @@ class MetricsFile:
         if self.path.exists() and step > 0:
             for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    if json.loads(line)["step"] <= step:
+                    if files.parsed(line)["step"] <= step:
                         kept.append(line)
-                except (json.JSONDecodeError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError):
                     break  # the line that was being written when the process died
         return kept
 

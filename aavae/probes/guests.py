@@ -1,6 +1,5 @@
 """Probes judge the representations of a trained model: records, pictures, and the proof that they changed nothing."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from aavae.errors import UserError
 from aavae.loggers import Loggers
 from aavae.loggers.screen import Reporter
 from aavae.probes.representations import Representation, Representations
-from aavae.runs.results import RESULTS, name_of, read_results
+from aavae.runs.results import name_of, read_results, write_results
 from aavae.runtime import files
 from aavae.runtime.device import full_float32
 from aavae.weights import checkpoint
@@ -146,7 +145,7 @@ class Results:
         """Write what a probe has found."""
         new = {name_of(r) for r in records}
         self.records = [r for r in self.records if name_of(r) not in new] + records
-        files.write(self.folder / RESULTS, json.dumps(self.records, indent=1) + "\n")
+        write_results(self.folder, self.records)
         keep_pictures(pictures, self.folder, self.logger, self.step)
 
 

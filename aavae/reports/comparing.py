@@ -1,8 +1,6 @@
 """One run in all that is known of it, and two of them beside each other."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -14,19 +12,10 @@ from aavae.loggers.screen import show as show_table
 from aavae.reports.columns import ABSENT, same, text
 from aavae.reports.jobs import one_line
 from aavae.reports.shelf import Run
-from aavae.runs.provenance import PROVENANCE
+from aavae.runs.provenance import sessions
 from aavae.runs.results import name_of
 from aavae.runtime.output import spelt
 from aavae.runtime.words import count, folded
-
-
-def sessions_of(folder: Path) -> list[dict]:
-    """The sessions in a run's provenance.json; none where it has none that can be read."""
-    try:
-        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
 def show(run: Run, preset: dict[str, object], name: str, console: Console) -> None:
@@ -59,7 +48,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "warning", one_line(str(warning)).removeprefix("warning: ")
     if command := said.get("command"):
         yield "command", folded(str(command), 12)
-    for session in sessions_of(run.folder)[-1:]:
+    for session in sessions(run.folder)[-1:]:
         yield "code", _code(session)
         yield "machine", f"{session.get('device')}, {count(session.get('threads') or 0, 'thread')}"
     weights = sorted(run.folder.glob("*.pt")) + sorted(run.folder.glob("*.safetensors"))
@@ -78,7 +67,7 @@ def _epochs(run: Run) -> str:
 
 def _code(session: dict) -> str:
     git, versions = session.get("git"), session.get("versions") or {}
-    commit = "no commit" if not git else f"{git['commit'][:10]}{' with changes' if git.get('dirty') else ''}"
+    commit = "no commit" if not git else f"{str(git.get('commit'))[:10]}{' with changes' if git.get('dirty') else ''}"
     return f"{commit}, aavae {versions.get('aavae')}, torch {versions.get('torch')}"
 
 
@@ -104,7 +93,7 @@ def compare(first: Run, second: Run, console: Console) -> int:
 
 
 def _of_code(run: Run) -> dict[str, str]:
-    for session in sessions_of(run.folder)[-1:]:
+    for session in sessions(run.folder)[-1:]:
         versions = {f"version of {k}": str(v) for k, v in (session.get("versions") or {}).items()}
         git = session.get("git") or {}
         commit = {"commit": str(git.get("commit", ""))[:10], "changed files": str(git.get("dirty"))} if git else {}

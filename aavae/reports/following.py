@@ -1,6 +1,5 @@
 """A run as it goes on: each line that it logs, until it ends."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from aavae.errors import UserError
 from aavae.loggers.screen import duration
 from aavae.reports.jobs import one_line
 from aavae.runs import status
+from aavae.runtime import files
 
 METRICS = "metrics.jsonl"
 BEFORE = 10  # lines that were there already
@@ -58,7 +58,7 @@ class _Lines:
         self.place += len(whole)
         for line in whole.splitlines():
             try:
-                entry = json.loads(line)
+                entry = files.parsed(line)
             except ValueError:  # damaged
                 continue
             if isinstance(entry, dict):
@@ -71,4 +71,5 @@ def _line(entry: dict) -> str:
         found = [(k, v) for k, v in entry.items() if isinstance(v, int | float) and k not in ("step", "epoch")]
         named = dict(found[:3])
     values = "  ".join(f"{name} {value:.4g}" for name, value in named.items())
-    return f"epoch {entry.get('epoch', 0):.4g}  step {entry.get('step', 0):,}  {values}"
+    epoch, step = (n if isinstance(n := entry.get(key), int | float) else 0 for key in ("epoch", "step"))
+    return f"epoch {epoch:.4g}  step {step:,}  {values}"

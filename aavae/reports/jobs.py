@@ -1,6 +1,5 @@
 """The jobs of a sweep, or the runs below any folder: what each was asked, how it stands, what it has found."""
 
-import json
 import os
 import re
 import shlex
@@ -15,6 +14,7 @@ from aavae.runs.config import CONFIG, read_config
 from aavae.runs.identity import identity_config
 from aavae.runs.results import RESULTS, read_results
 from aavae.runs.start import start_of
+from aavae.runtime import files
 
 MODULE = "aavae.train"  # python -m
 WORD = re.compile(r"(?:[^\s']|'[^']*')+")
@@ -94,7 +94,7 @@ def logged(folder: Path) -> list[dict[str, float]]:
     lines = []
     for line in text.splitlines():
         try:
-            entry = json.loads(line)
+            entry = files.parsed(line)
         except ValueError:  # being written
             continue
         if isinstance(entry, dict) and isinstance(entry.get("epoch"), int | float):
@@ -129,9 +129,9 @@ def _places(folder: Path, problems: list[str]) -> Iterator[tuple[Path, bool]]:
     def refused(error: OSError) -> None:
         problems.append(f"cannot look into {error.filename} ({error.strerror})")
 
-    for root, folders, files in os.walk(folder, onerror=refused):
+    for root, folders, names in os.walk(folder, onerror=refused):
         # Anything may be called config.yaml.
-        run = status.STATUS in files or (CONFIG in files and {RESULTS, "metrics.jsonl"} & set(files))
+        run = status.STATUS in names or (CONFIG in names and {RESULTS, "metrics.jsonl"} & set(names))
         folders[:] = [] if run else sorted(name for name in folders if not name.startswith("."))
         yield Path(root), bool(run)
 
@@ -189,6 +189,6 @@ def _parsed(overrides: list[str]) -> dict[str, object]:
 def _value(text: str) -> object:
     words = text.lower()  # Hydra takes True for true
     try:
-        return json.loads(words if words in ("true", "false", "null") else text)
+        return files.parsed(words if words in ("true", "false", "null") else text)
     except ValueError:
         return text

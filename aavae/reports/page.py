@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -15,7 +16,7 @@ from aavae.reports.charts import charts, label
 from aavae.reports.jobs import JobReport, logged, one_line
 from aavae.reports.means import Row, Summary
 from aavae.reports.tables import UNDONE, as_cells, commands_of, counted_jobs, notes_of, numbers_from, protocols_of
-from aavae.runs.provenance import PROVENANCE
+from aavae.runs.provenance import sessions
 
 PAGE = "sweep.html"
 TAIL = 20  # lines of a log
@@ -96,10 +97,10 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
 
 def facts_of(jobs: list[JobReport]) -> list[tuple[str, str]]:
     """Where the numbers of jobs come from: dataset, commit, device, versions and cost; empty texts for the unknown."""
-    sessions = [session for job in jobs for session in _sessions(job.folder)]
-    commits = _different((s.get("git") or {}).get("commit") for s in sessions)
-    dirty = any((s.get("git") or {}).get("dirty") for s in sessions)
-    versions = [s["versions"] for s in sessions if isinstance(s.get("versions"), dict)]
+    entries = [session for job in jobs for session in sessions(job.folder)]
+    commits = _different((s.get("git") or {}).get("commit") for s in entries)
+    dirty = any((s.get("git") or {}).get("dirty") for s in entries)
+    versions = [s["versions"] for s in entries if isinstance(s.get("versions"), dict)]
     said = [f"{k} {'/'.join(v)}" for k in ("torch", "aavae") if (v := _different(found.get(k) for found in versions))]
     datasets = _different(str(job.config.get("dataset._target_", "")).rpartition(".")[2] for job in jobs)
     flop = [n for job in jobs if (n := job.number("flop"))]
@@ -109,7 +110,7 @@ def facts_of(jobs: list[JobReport]) -> list[tuple[str, str]]:
     return [
         ("dataset", ", ".join(datasets)),
         ("commit", ", ".join(c[:10] for c in commits) + (" with changes" if dirty else "")),
-        ("device", ", ".join(_different(s.get("device") for s in sessions))),
+        ("device", ", ".join(_different(s.get("device") for s in entries))),
         ("versions", ", ".join(said)),
         ("cost", ", ".join(cost)),
     ]
@@ -122,14 +123,6 @@ def _values(summary: Summary, i: int) -> list[str]:
 
 def _different(values) -> list[str]:
     return list(dict.fromkeys(one_line(str(value)) for value in values if value))
-
-
-def _sessions(folder: Path) -> list[dict]:
-    try:
-        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    return [session for session in found if isinstance(session, dict)] if isinstance(found, list) else []
 
 
 def _selected(summary: Summary) -> Row | None:
@@ -186,12 +179,21 @@ def _small(folder: Path, unread: list[str]) -> Iterator[tuple[str, str]]:
         if not path.stem.startswith(PICTURES):
             continue
         try:
-            with Image.open(path) as opened:
+            # PIL's word for an image whose pixels would take gigabytes: a warning, and an error from twice as many on.
+            with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+                opened = Image.open(path)
+            with opened:
                 image = opened.convert("RGB")
             image.thumbnail((WIDEST, 4 * WIDEST))
             buffer = io.BytesIO()
             image.save(buffer, "WEBP", quality=60)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            Image.DecompressionBombError,
+            Image.DecompressionBombWarning,
+        ) as error:
             unread.append(f"the picture {path} cannot be read ({one_line(str(error))}); evaluate again, or delete it")
             continue
         yield path.stem, f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 CONFIG = "config.yaml"
+LONG = re.compile(r"\d{300}")  # more than a float holds
 
 
 _Quickest: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -55,7 +56,9 @@ def read_config(folder: Path) -> dict:
         if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
             raise ValueError(f"{CONFIG} has YAML aliases")
         config = _in_blocks(text)
-        json.dumps(config, default=str)  # what is nested too deep for this cannot be shown either
+        said = json.dumps(config, default=str)  # what is nested too deep for this cannot be shown either
+        if LONG.search(said):
+            raise ValueError(f"{CONFIG} has a number of hundreds of digits")
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{CONFIG}: {error}") from error
     if not isinstance(config, dict):

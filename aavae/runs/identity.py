@@ -3,6 +3,8 @@
 import hashlib
 import json
 
+from aavae.runtime import secrets
+
 # What does not change the trained weights is no part of a run's identity.
 NOT_IDENTITY = (
     "data_dir", "dataset.check", "dataset.data_dir", "dataset.on_error", "dataset.path", "dataset.workers", "device",
@@ -31,6 +33,8 @@ def identity_config(config: dict) -> dict[str, object]:
                 continue
             if isinstance(value, dict) and value:
                 walk(value, f"{name}.")
+            elif secrets.is_named(key) and value is not None:  # a new password does not make another run
+                flat[name] = secrets.HIDDEN
             elif name not in IMPLIED or value != IMPLIED[name]:
                 flat[name] = value
 

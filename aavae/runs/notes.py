@@ -21,7 +21,7 @@ class Notes(NamedTuple):
 def read(folder: Path) -> Notes:
     """Those of the run in `folder`, none if there are none. Raises UserError where the file is damaged."""
     try:
-        found = json.loads((folder / NOTES).read_text(encoding="utf-8"))
+        found = files.parsed((folder / NOTES).read_text(encoding="utf-8"))
         notes = [(str(note["time"]), str(note["text"])) for note in found["notes"]]
         return Notes(notes, sorted({str(tag) for tag in found["tags"]}))
     except FileNotFoundError:

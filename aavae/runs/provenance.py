@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import aavae
-from aavae.runtime import files
+from aavae.runtime import files, secrets
 
 if TYPE_CHECKING:  # it takes a second to import, and a report only reads
     import torch
@@ -57,12 +57,27 @@ def note(folder: Path, entry: dict) -> None:
     path = folder / PROVENANCE
     content, sessions = path.read_bytes() if path.exists() else b"[]", None
     with contextlib.suppress(ValueError):  # no JSON, or no text
-        sessions = json.loads(content)
+        sessions = files.parsed(content)
     if not isinstance(sessions, list):
         aside, sessions = path.with_name(f"{PROVENANCE}.damaged"), []
         files.write(aside, content)
         print(f"{path} is damaged; it is kept as {aside.name}, and a new one begun", file=sys.stderr)
-    files.write(path, json.dumps([*sessions, entry], indent=1) + "\n")
+    files.write(path, json.dumps([*sessions, secrets.hidden(entry)], indent=1) + "\n")
+
+
+def sessions(folder: Path) -> list[dict]:
+    """The sessions in a run's provenance.json, the values in them of the kind that `provenance` writes, or None; none
+    where it has none that can be read."""
+    try:
+        found = files.parsed((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    kinds = {"git": dict, "git_here": dict, "versions": dict, "threads": int}
+
+    def known(session: dict) -> dict:
+        return {k: v if isinstance(v, kinds.get(k, object)) else None for k, v in session.items()}
+
+    return [known(entry) for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
 # ---- Code ---------------------------------------------------------------------------------------------------------

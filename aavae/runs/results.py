@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import SupportsFloat
 
 from aavae.errors import UserError
+from aavae.runtime import files, seals
 
 RESULTS = "results.json"
 
@@ -15,13 +16,18 @@ def read_results(folder: Path) -> list[dict]:
     if not path.exists():
         return []
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
+        records = files.parsed(seals.unseal_json(path.read_bytes()))
         names = ("probe", "feature", "split", "metric")
         if strange := [r for r in records if not all(isinstance(r[key], str) for key in names)]:
             raise ValueError(f"{strange[0]} is no record")
         return [r | {"value": float(r["value"]), "epoch": r["epoch"]} for r in records]
     except (OSError, ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no text
         raise UserError(f"{path} is damaged ({error}); delete it and evaluate again") from error
+
+
+def write_results(folder: Path, records: list[dict]) -> None:
+    """Write the records of a folder. Raises UserError where they cannot be written."""
+    files.write(folder / RESULTS, seals.seal_json(json.dumps(records, indent=1)))
 
 
 def name_of(r: dict) -> str:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from aavae.errors import UserError
-from aavae.runtime import files
+from aavae.runtime import files, secrets
 
 STATUS = "status.json"
 STATES = ("pending", "running", "done", "failed", "interrupted")
@@ -39,7 +39,7 @@ def now() -> str:
 def read(folder: Path) -> dict | None:
     """What the run in `folder` last said, None if nothing yet. Raises UserError where that is damaged."""
     try:
-        status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        status = files.parsed((folder / STATUS).read_text(encoding="utf-8"))
         if status["state"] not in STATES:
             raise ValueError(f"state {status['state']!r}")
         for key in NUMBERS:
@@ -65,7 +65,7 @@ def write(folder: Path, state: str, reason: str | None = None, **facts) -> None:
     """Say how the run in `folder` stands; `facts` replace those of before."""
     with contextlib.suppress(UserError):  # what is damaged is replaced
         facts = (read(folder) or {}) | facts
-    status = facts | {"state": state, "reason": reason, "updated": now()}
+    status = secrets.hidden(facts | {"state": state, "reason": reason, "updated": now()})
     files.write(folder / STATUS, json.dumps(status, indent=1) + "\n")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from aavae.errors import UserError
 from aavae.runs import status
-from aavae.runtime import files
+from aavae.runtime import files, secrets
 
 SWEEP = "sweep.json"
 
@@ -25,7 +25,7 @@ class Job:
 def read(folder: Path) -> dict:
     """What is known of the sweep in `folder`. Raises UserError where there is none, or it is damaged."""
     try:
-        sweep = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+        sweep = files.parsed((folder / SWEEP).read_text(encoding="utf-8"))
         [*_] = (launch["overrides"] for launch in sweep["launches"])
         [*_] = (job["folder"] for job in sweep["jobs"])
         return sweep
@@ -40,11 +40,11 @@ def record(folder: Path, overrides: list[str], config_dir: str | None, jobs: lis
     sweep: dict[str, Any] = {"name": folder.name, "created": status.now(), "launches": [], "jobs": []}
     if (folder / SWEEP).exists():
         sweep = read(folder)
-    launches = [launch for launch in sweep["launches"] if launch["overrides"] != overrides]
+    launches = [launch for launch in sweep["launches"] if launch["overrides"] != secrets.hidden(overrides)]
     sweep["launches"] = [*launches, {"overrides": overrides, "config_dir": config_dir, "started": status.now()}]
     known = {job["folder"]: job for job in sweep["jobs"]}
     for job in jobs:
         place = str(job.folder.relative_to(folder)) if job.folder.is_relative_to(folder) else str(job.folder)
         known[place] = {"folder": place, "overrides": job.overrides, "name": job.name}
     sweep["jobs"] = list(known.values())
-    files.write(folder / SWEEP, json.dumps(sweep, indent=1) + "\n")
+    files.write(folder / SWEEP, json.dumps(secrets.hidden(sweep), indent=1) + "\n")

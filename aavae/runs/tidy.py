@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from aavae.errors import UserError
 from aavae.runs import status
-from aavae.runtime import files
+from aavae.runtime import files, seals
 
 LAST, PREVIOUS, INTERMEDIATE = "last.pt", "previous.pt", "epoch_*.pt"  # as `weights.checkpoint` names them
 KINDS = {
@@ -46,9 +46,10 @@ def surplus(folder: Path, state: str, kinds: Iterable[str], written_about: bool)
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint is there, and every byte of it as it was written."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError):
+        with open(path, "rb") as handle:
+            seals.verify_zip(handle)
+        return True
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError):
         return False
 
 

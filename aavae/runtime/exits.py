@@ -16,6 +16,7 @@ def run(
     Output that could not be written, other than to a reader who has left, is an error unless `kept` says that all of
     it is in files too.
     """
+    sys.excepthook = _traceback
     with output.lenient() as out:
         try:
             with signals.listening():
@@ -38,3 +39,9 @@ def run(
             print(f"{name}: cannot write what it prints ({out.lost.strerror})", file=sys.stderr)
             code = code or (0 if kept() else 2)
     return code
+
+
+def _traceback(*error) -> None:
+    """Print the traceback of an error that is nobody's but the code's, without secrets."""
+    with output.lenient():
+        sys.__excepthook__(*error)

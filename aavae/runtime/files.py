@@ -1,19 +1,24 @@
 """Files written whole or not at all, and a folder held by one process."""
 
 import contextlib
+import errno
 import fcntl
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from aavae.errors import UserError
 
 LOCK = ".lock"
+DIGITS = 300  # of the longest whole number that is read from a file
 
 
 @contextlib.contextmanager
 def whole(path: Path):
-    """A binary handle whose content becomes `path` when all of it is on the disk: a temporary name, flushed, renamed.
+    """A binary handle whose content becomes `path` when all of it is on the disk: a temporary name, flushed, renamed,
+    and the folder flushed.
 
     Raises UserError where it cannot be written; what was there before then still is.
     """
@@ -24,6 +29,7 @@ def whole(path: Path):
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+        _sync(path.parent)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise UserError(f"cannot write {path}: {cause}") from error
@@ -38,18 +44,51 @@ def write(path: Path, data: bytes | str) -> None:
         handle.write(data.encode() if isinstance(data, str) else data)
 
 
+def parsed(text: str | bytes) -> Any:
+    """What a JSON text says. Raises ValueError for what is none, nested too deep to be read, or a whole number that no
+    float can hold."""
+    try:
+        return json.loads(text, parse_int=_whole_number)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
 def also_as(path: Path, name: str) -> None:
     """Give the file `path` a second name beside it, without writing it twice where the disk has hard links."""
     temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        try:
-            os.link(path, temporary)
-        except OSError:
-            shutil.copyfile(path, temporary)
+        os.link(path, temporary)
+    except OSError:
+        with open(path, "rb") as source, whole(path.with_name(name)) as copy:
+            shutil.copyfileobj(source, copy)
+        return
+    try:
         os.replace(temporary, path.with_name(name))
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)  # left over, too, if both were names of one file already
+
+
+def _sync(folder: Path) -> None:
+    """Bring to the disk what files are in a folder and how they are called: otherwise a power cut may undo a rename."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:  # one may write there, and not look
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # a disk that does so only for files
+            raise
+    finally:
+        os.close(handle)
 
 
 UNLOCKED = "AAVAE_NO_LOCK"  # an environment variable: go on without locks, where the disk knows none

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import TextIO
 
+from aavae.runtime import secrets
 from aavae.runtime.words import wrapped
 
 PLAIN = {
@@ -60,10 +61,10 @@ class LenientStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, or drop it."""
+        """Write it without secrets, or drop it."""
         if self.lost is None:
             with self._losing():
-                return self._stream.write(text)
+                self._stream.write(secrets.scrubbed(text))
         return len(text)
 
     def writelines(self, lines) -> None:

@@ -10,19 +10,20 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from aavae import build
 from aavae.errors import GaveUp, Interrupted, UserError, mark_told
 from aavae.runs import status, sweep
 from aavae.runs.config import read_config
 from aavae.runs.sweep import Job
-from aavae.runtime import files, slurm, threads
+from aavae.runtime import files, secrets, slurm, threads
 from aavae.runtime.output import complain
 from aavae.runtime.words import count, folded, wrapped
 from aavae.sweeps import search
 from aavae.sweeps.grid import Grid
 
+MULTIRUN = "multirun.yaml"  # Hydra's
 SHOWN = 10  # impossible jobs that are named one by one
 
 
@@ -82,6 +83,7 @@ class Multirun:
         primary, grid = self.command.primary, self.grid
         fixed = [values[0] for values in grid.values.values() if values]
         cfg = build.compose(fixed, self.config_dir, primary)
+        secrets.learn(build.plain(cfg))
         if without := [key for key, values in grid.values.items() if not values]:
             raise UserError(f"the grid is empty: {without[0]} has no values")
         if len(grid) > cfg.sweep.max_jobs:
@@ -154,6 +156,7 @@ class Multirun:
         from aavae.sweeps.pool import Outcome, Pool
 
         self.record(jobs)
+        _hide_secrets(self.folder / MULTIRUN)
         outcomes = {}
         for job, config in zip(jobs, configs, strict=True):
             if is_done(job.folder, config):
@@ -185,6 +188,7 @@ class Multirun:
         """Write and show what came of the sweep; whether a job failed."""
         from aavae.reports import report
 
+        _hide_secrets(self.folder / MULTIRUN)
         return report(self.folder) != 0
 
     def _tell_dashboards(self) -> None:
@@ -236,6 +240,14 @@ class Multirun:
         visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
         visible = visible or [str(i) for i in range(self.gpus)]
         return [share | ({"CUDA_VISIBLE_DEVICES": visible[i % len(visible)]} if handed_out else {}) for i in range(n)]
+
+
+def _hide_secrets(path: Path) -> None:
+    """Write a config again without the secrets in it, where Hydra has written some."""
+    if path.exists():
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        if (without := secrets.hidden(config)) != config:
+            files.write(path, OmegaConf.to_yaml(OmegaConf.create(without)))
 
 
 def _score(folder: Path) -> float | None:

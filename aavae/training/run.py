@@ -21,7 +21,7 @@ from aavae.runs.identity import identity, identity_config
 from aavae.runs.provenance import PROVENANCE, note, provenance
 from aavae.runs.results import RESULTS, read_results, record
 from aavae.runs.tidy import is_whole
-from aavae.runtime import files, threads
+from aavae.runtime import files, secrets, threads
 from aavae.runtime.device import device_name, has_bf16_units
 from aavae.runtime.signals import Signals, listening
 from aavae.runtime.words import count, epochs, folded
@@ -71,7 +71,7 @@ class Run:
         self.reporter = Reporter(quiet=not trainer.processes.leads)
         self.facts: dict[str, Any] = {
             "config": self.config,
-            "architecture": trainer.model.architecture,
+            "architecture": secrets.hidden(trainer.model.architecture),
             "data": trainer.dataset.fingerprint(),
             "version": __version__,
         }
@@ -315,7 +315,7 @@ class Run:
         recalibrated = t.settings.clean_pass == "off"
         found = facts(
             t.model.encoder,
-            t.model.architecture["encoder"],
+            self.facts["architecture"]["encoder"],
             "recalibrated on clean training images" if recalibrated else "running, of training",
             mean=t.dataset.mean,
             std=t.dataset.std,

@@ -4,10 +4,9 @@ import contextlib
 import hashlib
 import itertools
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from aavae.errors import Damaged, UserError, first_line
 from aavae.models import Model
 from aavae.models.assemble import assemble, model_class
-from aavae.runtime import files
+from aavae.runtime import files, seals
 from aavae.runtime.targets import ARCHITECTURES, builder
 from aavae.weights import schema
 
@@ -36,16 +35,18 @@ def save(path: Path, state: dict) -> None:
     if path.name == LAST and path.exists():
         files.also_as(path, PREVIOUS)  # so that there is a last.pt at every moment
     chosen = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(True)  # what is read is verified by it
+    torch.serialization.set_crc32_options(True)  # for readers that know nothing of the digest
     try:
         with files.whole(path) as handle:
-            torch.save(state | {"format": FORMAT}, handle)
+            sealed = seals.SealedZip(handle)
+            torch.save(state | {"format": FORMAT}, sealed)  # type: ignore[arg-type]  # which only writes
+            sealed.seal()
     finally:
         torch.serialization.set_crc32_options(chosen)
 
 
 def load(path: Path, needed: Sequence[str] = ()) -> dict:
-    """Read a checkpoint to the CPU, every byte verified by its checksum and every key by the rules of `schema`.
+    """Read a checkpoint to the CPU, every byte verified by its digest and every key by the rules of `schema`.
 
     Raises Damaged if it is missing, damaged, malformed, without the keys `needed`, or not one of ours.
     """
@@ -53,7 +54,7 @@ def load(path: Path, needed: Sequence[str] = ()) -> dict:
         raise Damaged(path, "is not a file") if path.exists() else Damaged("there is no checkpoint", str(path))
     try:
         with open(path, "rb") as handle, warnings.catch_warnings(action="ignore"):  # of pickles that it then refuses
-            verify(handle)
+            seals.verify_zip(handle)
             state = torch.load(handle, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in the zip reader, the unpickler or the storage
         raise Damaged(
@@ -63,19 +64,6 @@ def load(path: Path, needed: Sequence[str] = ()) -> dict:
         raise Damaged(path, "is not a checkpoint of this version of aavae")
     schema.check(state, schema.CHECKPOINT, path, needed)
     return state
-
-
-def verify(handle: IO[bytes]) -> None:
-    """Raise zipfile.BadZipFile unless each member's bytes are those it was written with; `torch.load` never looks."""
-    with zipfile.ZipFile(handle) as archive:
-        members = archive.infolist()
-        if len({member.filename for member in members}) < len(members):
-            raise zipfile.BadZipFile("two members of one name")
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # which torch never writes
-            raise zipfile.BadZipFile("a compressed member")
-        if archive.testzip() is not None:
-            raise zipfile.BadZipFile("a wrong checksum")
-    handle.seek(0)
 
 
 def begun(folder: Path) -> bool:

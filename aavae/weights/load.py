@@ -13,7 +13,7 @@ from aavae.datasets import Dataset
 from aavae.errors import Damaged, UserError
 from aavae.models import Model
 from aavae.models.encoders import measure_output_dim
-from aavae.runtime import targets
+from aavae.runtime import secrets, targets
 from aavae.weights import checkpoint, encoder_file, released, schema, unpickle
 from aavae.weights.ready import make_ready, resize_of, resize_said
 
@@ -68,6 +68,8 @@ class Trained:
             example = self.dataset or "cifar10"
             raise UserError(f"an encoder alone does not say where its images are; add dataset=, such as {example}")
         node = changes if chosen else dict(self.config["dataset"])
+        if lost := [key for key, value in node.items() if value == secrets.HIDDEN]:
+            raise UserError(f"dataset.{lost[0]} is a secret, which a checkpoint does not hold; name the dataset= again")
         if "path" in changes and "path" not in node:
             raise UserError(f"dataset.path= is not for {node['_target_']}, which it was trained on")
         dataset = self._build(node | {k: v for k, v in changes.items() if k in (*node, "check", "on_error")}, chosen)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from aavae.errors import UserError
-from aavae.weights.checkpoint import verify
+from aavae.runtime.seals import verify_zip
 
 # Modules of Python's own whose classes are mere data. All others are refused: nobody's hyper-parameters need os.system.
 HARMLESS = {"argparse", "collections", "copyreg", "datetime", "decimal", "enum", "fractions", "functools", "pathlib",
@@ -69,7 +69,7 @@ def read(path: Path) -> Any:
     """
     try:
         with open(path, "rb") as file, warnings.catch_warnings(action="ignore"):  # of pickles that it then refuses
-            verify(file)
+            verify_zip(file)
             names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
             if refused := [name for name in names if not _harmless(name)]:
                 called = refused[0].encode("unicode_escape").decode()  # of the file's choosing
