@@ -33,7 +33,13 @@ def weights() -> dict[str, torch.Tensor]:
 def test_two_processes_with_batchnorm_synchronised_end_as_one_does(train, monkeypatch, tmp_path, method):
     monkeypatch.chdir(tmp_path)
     # A few steps, and no Adam, which makes a large step of a gradient that is 0 but for rounding.
-    words = (f"method={method}", "trainer.sync_batchnorm=true", "optimizer=sgd", "trainer.max_steps=4")
+    words = (
+        f"method={method}",
+        "trainer.sync_batchnorm=true",
+        "optimizer=sgd",
+        "optimizer.lr=0.0001",
+        "trainer.max_steps=4",
+    )
     run = started(*words)
     said, _ = run.communicate(timeout=300)
     assert run.returncode == 0 and "2 processes" in said, said
@@ -46,7 +52,7 @@ def test_two_processes_with_batchnorm_synchronised_end_as_one_does(train, monkey
 
 def test_where_a_process_is_killed_the_other_ends_and_the_printed_command_continues(train, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    run = started("epochs=500")
+    run = started("epochs=500", "trainer.validate_every=0")
     status, saved = Path("run/status.json"), 0
     deadline = time.monotonic() + 200
     while saved < 8 and time.monotonic() < deadline:
@@ -59,11 +65,13 @@ def test_where_a_process_is_killed_the_other_ends_and_the_printed_command_contin
     killed = time.monotonic()
     said, _ = run.communicate(timeout=60)
     assert time.monotonic() - killed < 50  # torchrun itself waits for up to 30 seconds
-    assert len(re.findall("a process that trains with this one has ended", said)) == 1, said
+    # torchrun also sends SIGTERM, which may come first.
+    assert len(re.findall("aavae-train: (a process that trains with this one has ended|interrupted)", said)) == 1, said
     assert "aavae" not in "".join(line for line in said.splitlines() if line.startswith("  File")), said
     found = json.loads(status.read_text())
-    assert found["state"] == "failed" and "has ended" in found["reason"]
+    assert (found["state"], found["reason"].split()[-1]) in {("failed", "above"), ("interrupted", "SIGTERM")}
     assert found["command"].startswith("torchrun --nproc-per-node=2 -m aavae.train trainer=debug")
     step = checkpoint.load(Path("run/last.pt"))["step"]
-    ended = train(*WORDS, "epochs=500", f"trainer.max_steps={step + 2}")  # on one process
+    one = (*WORDS, "epochs=500", "trainer.validate_every=0", f"trainer.max_steps={step + 2}")
+    ended = train(*one)
     assert ended.code == 0 and f"from step {step}" in ended.out, ended.err
