@@ -37,7 +37,7 @@ def settings(name: str, scale: str, dataset: str | None = None) -> list[tuple[st
 # ---- Which runs ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", [s if s == "smoke" else pytest.param(s, marks=pytest.mark.slow) for s in SCALES])
 @pytest.mark.parametrize("name", NAMED)
 def test_every_setting_is_a_config(name, scale, tmp_path):
     runs = Runs(SCALES[scale], [], tmp_path)
