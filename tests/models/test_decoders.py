@@ -195,6 +195,12 @@ def test_a_decoder_that_cannot_be_is_refused_with_what_could(changes, words):
     assert all(word in str(refusal.value) for word in words), refusal.value
 
 
+def test_the_small_decoders_cost_what_is_said_of_them():
+    with torch.device("meta"):
+        nets = decoder("shuffle", 256, image_size=32), decoder("resnet_tiny", 128, image_size=32)
+    assert [round(macs(net) / 1e6, 1) for net in nets] == [10.6, 29.5]
+
+
 @pytest.mark.parametrize("size", [16, 32, 96])
 def test_the_shuffle_decoder_is_its_convolutions_and_shuffles(size):
     torch.manual_seed(0)
