@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aavae.errors import UserError
+from aavae.models.conv import Conv2d
 from aavae.models.output import full
 from aavae.runtime.device import without_autocast
 
@@ -30,14 +31,14 @@ class DecoderBlock(nn.Module):
         self.size, self.bottleneck, self.skip_order = size, bottleneck, skip_order
         out_channels = planes * (4 if bottleneck else 1)
         if bottleneck:
-            self.conv1 = nn.Conv2d(in_channels, planes, 1)
-            self.conv2 = nn.Conv2d(planes, planes, 3, padding=1)
-            self.conv3 = nn.Conv2d(planes, out_channels, 1)
+            self.conv1 = Conv2d(in_channels, planes, 1)
+            self.conv2 = Conv2d(planes, planes, 3, padding=1)
+            self.conv3 = Conv2d(planes, out_channels, 1)
         else:
-            self.conv1 = nn.Conv2d(in_channels, planes, 3, padding=1)
-            self.conv2 = nn.Conv2d(planes, planes, 3, padding=1)
+            self.conv1 = Conv2d(in_channels, planes, 3, padding=1)
+            self.conv2 = Conv2d(planes, planes, 3, padding=1)
         # The released code keeps an upsampling module at index 0, hence the key `upsample.1`.
-        self.upsample = nn.Sequential(nn.Identity(), nn.Conv2d(in_channels, out_channels, 1)) if first else None
+        self.upsample = nn.Sequential(nn.Identity(), Conv2d(in_channels, out_channels, 1)) if first else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bottleneck:
@@ -103,7 +104,7 @@ class ResNetDecoder(nn.Module):
         width = 16 * math.ceil(hidden_dim / 16)
         self.linear_projection1 = nn.Linear(latent_dim, hidden_dim)
         self.linear_projection2 = nn.Linear(hidden_dim, width)
-        self.conv1 = nn.Conv2d(width // 16, hidden_dim, 1)
+        self.conv1 = Conv2d(width // 16, hidden_dim, 1)
         # Half the image where the encoder's 7×7 stem has stride 2, a quarter where a max-pool follows it.
         sizes = [image_size // divisor * 2**i for i in range(4)]
         in_channels, bottleneck = hidden_dim, block == "bottleneck"
@@ -115,8 +116,8 @@ class ResNetDecoder(nn.Module):
                 in_channels = planes * (4 if bottleneck else 1)
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         self.last_size = sizes[-1] * (2 if stem == "imagenet" else 1)
-        self.conv2 = nn.Conv2d(in_channels, head_channels, 3, padding=1)
-        self.final_conv = nn.Conv2d(head_channels, 3, 3, padding=1)
+        self.conv2 = Conv2d(in_channels, head_channels, 3, padding=1)
+        self.final_conv = Conv2d(head_channels, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         # In half precision the rounding of z would drown its noise once |μ| is some hundred times σ.

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aavae.errors import UserError
+from aavae.models.conv import Conv2d
 from aavae.models.output import full
 from aavae.runtime.device import without_autocast
 
@@ -30,7 +31,7 @@ class ShuffleDecoder(nn.Module):
         self.linear = nn.Linear(latent_dim, self.first * self.size**2)
         widths = [*channels[1:], 3]
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, 4 * b, 3, padding=1) for a, b in zip(channels, widths, strict=True)
+            Conv2d(a, 4 * b, 3, padding=1) for a, b in zip(channels, widths, strict=True)
         )  # each pixel of `a` channels becomes 2×2 of `b`
 
     def forward(self, z: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aavae.errors import UserError
+from aavae.models.conv import Conv2d
 
 BLOCKS = ("basic", "bottleneck")
 STEMS = ("cifar", "stl", "imagenet", "half")
@@ -20,7 +21,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+    return Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
 
 
 class Block(nn.Module):
