@@ -15,8 +15,13 @@ METHODS = {
     "aavae, virtual_batch": ("encoder=resnet_tiny", "decoder=resnet_tiny", "trainer.virtual_batch=8"),
     "aavae, accumulate": ("encoder=resnet_tiny", "decoder=resnet_tiny", "trainer.accumulate=2", "precision=bf16"),
     "byol": ("method=byol", *COMPARING),
-    "mae": ("method=mae", "encoder=vit_tiny", "trainer.clean_pass=off")
-    + ("model.decoder_dim=32", "model.decoder_depth=1", "model.decoder_heads=2"),
+    "mae": (
+        "method=mae",
+        "encoder=vit_tiny",
+        "trainer.clean_pass=off",
+        "model.decoder_depth=1",
+        "model.decoder_heads=2",
+    ),
 }
 
 
