@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Hashable
 from multiprocessing.connection import Connection
 
+_composed: dict[Hashable, bytes] = {}  # what Hydra has read and put together; forks are handed it
 SHIPPED = ("hydra.conf", "aavae.conf", "")  # sources of configs: Hydra's, ours, and what plugins register
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -38,14 +39,14 @@ def compose_quickly(patch: Callable = setattr) -> None:
     Plugins.instance()  # which imports the sources anew
     from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource as Source
 
-    load, known = Source.load_config, {}
+    load = Source.load_config
     choose, put_together = loading.create_defaults_list, loading.ConfigLoaderImpl._compose_config_from_defaults_list
 
     def remembered(key: Hashable, make: Callable):
         """A copy of its own of what `make` gives, which is asked once for each key."""
-        if key not in known:
-            known[key] = pickle.dumps(make())
-        return pickle.loads(known[key])
+        if key not in _composed:
+            _composed[key] = pickle.dumps(make())
+        return pickle.loads(_composed[key])
 
     def read(self, config_path: str):
         return remembered((self.path, config_path), lambda: load(self, config_path))
@@ -80,7 +81,7 @@ def compose_quickly(patch: Callable = setattr) -> None:
     patch(Hydra, "get_mode", lambda *_, **__: None)
 
 
-def _become(command: list[str], log: str, env: dict[str, str], folder: str, stdin: Connection) -> None:
+def _become(command: list[str], log: str, env: dict[str, str], folder: str, stdin: Connection, composed: dict) -> None:
     from aavae.train import main
 
     os.setsid()
@@ -94,6 +95,7 @@ def _become(command: list[str], log: str, env: dict[str, str], folder: str, stdi
     os.environ.update(env)
     sys.path[:0] = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
     sys.argv = ["aavae-train", *command[3:]]
+    _composed.update(composed)
     compose_quickly()
     main()
 
@@ -104,7 +106,8 @@ class Popen:
     def __init__(self, command, *, stdin, stdout, stderr, env, start_new_session):
         assert command[:3] == [sys.executable, "-m", "aavae.train"] and start_new_session and stdout is stderr
         theirs, self.stdin = _CONTEXT.Pipe(duplex=False)
-        self.process = _CONTEXT.Process(target=_become, args=(command, stdout.name, env, os.getcwd(), theirs))
+        own = (command, stdout.name, env, os.getcwd(), theirs, _composed)
+        self.process = _CONTEXT.Process(target=_become, args=own)
         self.process.start()
         theirs.close()
         self.pid = self.process.pid
