@@ -1,5 +1,6 @@
 """The outermost function, called as a user would: `train("experiment=digits", …)` in an empty folder."""
 
+import gc
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +12,7 @@ import forked
 import pytest
 import torch
 
+gc.set_threshold(20_000, 10, 10)  # looking for garbage among thousands of tests took a tenth of the time
 torch.set_num_threads(1)  # the networks are too small for two threads to pay
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
