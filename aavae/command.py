@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from aavae import __version__, build
 from aavae.config.schema import NAMED
+from aavae.config.sources import BASE, register
 from aavae.errors import GaveUp, UserError
 from aavae.runtime import caches, exits, files, secrets, signals, slurm, torchrun
 from aavae.runtime.output import complain
@@ -109,8 +110,8 @@ class Command:
         overrides, config_dir = asked.overrides, asked.config_dir
         self.overrides = overrides
         self.register_resolvers(overrides)
-        OmegaConf.register_new_resolver("aavae_options", functools.partial(_options, config_dir), replace=True)
-        OmegaConf.register_new_resolver("aavae_dials", _dials, replace=True)
+        register("aavae_options", functools.partial(_options, config_dir))
+        register("aavae_dials", _dials)
         if asked.shell_completion:
             return self.launch(Task(self), build.for_completion(["-sc", *overrides]))
         if asked.help or asked.hydra_help:
@@ -181,7 +182,7 @@ class Command:
         typed, sys.argv[1:] = sys.argv[1:], words
         try:
             with _errors_of_helpers() if words[:1] == ["-m"] else contextlib.nullcontext():
-                hydra.main(version_base="1.3", config_path="pkg://aavae.conf", config_name=self.primary)(task)()
+                hydra.main(config_path="pkg://aavae.conf", config_name=self.primary, **BASE)(task)()
         finally:
             sys.argv[1:] = typed
         if task.error:

@@ -4,10 +4,11 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from aavae import build
 from aavae.command import Command, chosen
+from aavae.config.sources import register
 from aavae.errors import UserError
 from aavae.runtime import secrets, threads
 
@@ -26,7 +27,7 @@ class Evaluate(Command):
             path = Path(str(_root_.checkpoint)).expanduser().absolute()
             return str(path.parent / f"evaluate_{path.stem}")
 
-        OmegaConf.register_new_resolver("aavae_evaluated", evaluated, replace=True)
+        register("aavae_evaluated", evaluated)
 
     def check(self, cfg: DictConfig) -> None:
         """One of run= and checkpoint=, and there."""

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from aavae import build
 from aavae.command import Command, chosen
+from aavae.config.sources import register
 from aavae.errors import UserError
 from aavae.runs import sweep as sweeps
 from aavae.runs.identity import identity
@@ -32,8 +33,8 @@ class Train(Command):
         def named(*, _root_: DictConfig) -> str:
             return identity(build.plain(_root_))
 
-        OmegaConf.register_new_resolver("aavae_sweep", sweep, replace=True)
-        OmegaConf.register_new_resolver("aavae_identity", named, replace=True)
+        register("aavae_sweep", sweep)
+        register("aavae_identity", named)
 
     def execute(self, argv: list[str]) -> int:
         """As every command; and `sweep.resume=FOLDER` launches a sweep as it was launched before."""

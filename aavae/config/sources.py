@@ -14,11 +14,14 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf import __version__ as omegaconf_version
 
 from aavae.errors import UserError
 
 SHIPPED = Path(str(resources.files("aavae.conf")))
+# How Hydra behaves: as 1.3 did. From 1.4 on it warns where that is said, and has no other way.
+BASE: dict[str, str] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 OTHERS = ("__pycache__", "wandb")  # wandb/ holds sweeps that Weights & Biases reads, not Hydra
 
 
@@ -50,10 +53,17 @@ def remembered(function: Callable) -> Callable:
     return known
 
 
+def register(name: str, resolver: Callable) -> None:
+    """Let `${name:…}` in a config be what `resolver` returns."""
+    omegaconf: Any = OmegaConf
+    older = omegaconf_version.startswith("2.3.")  # where the newer name is that of another function
+    (omegaconf.register_new_resolver if older else omegaconf.register_resolver)(name, resolver, replace=True)
+
+
 @contextlib.contextmanager
 def loader(config_dir: str | None = None, job_name: str = "app") -> Iterator:
     """Hydra's config loader over conf/ and `config_dir`, in the order of its command line; `hydra.compose` uses it."""
-    with hydra.initialize_config_module("aavae.conf", job_name=job_name, version_base="1.3"):
+    with hydra.initialize_config_module("aavae.conf", job_name=job_name, **BASE):
         loader: Any = GlobalHydra.instance().config_loader()
         if config_dir:
             path = loader.get_search_path()

@@ -174,7 +174,7 @@ def slowly(job: list[str]) -> preflight.JobPlan:
     try:
         lines = build.for_hydra(job)
         build.compose(job)
-        with hydra.initialize_config_module("aavae.conf", version_base="1.3"):
+        with hydra.initialize_config_module("aavae.conf", **sources.BASE):
             cfg = hydra.compose("config", lines)
         trainer = build.trainer(cfg, meta=True, asked=build.asked(job))
     except UserError as error:

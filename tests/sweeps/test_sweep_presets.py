@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import aavae.conf
 from aavae import build
+from aavae.config.sources import BASE
 from aavae.runs.identity import identity, identity_config
 from aavae.training import schedules
 
@@ -38,7 +39,7 @@ IMAGES = {"cifar10": 45_000, "stl10": 95_000}
 
 
 def composed(*overrides: str) -> DictConfig:
-    with hydra.initialize_config_module("aavae.conf", version_base="1.3"):
+    with hydra.initialize_config_module("aavae.conf", **BASE):
         return hydra.compose("config", list(overrides), return_hydra_config=True)
 
 
