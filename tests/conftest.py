@@ -1,5 +1,6 @@
 """The outermost function, called as a user would: `train("experiment=digits", …)` in an empty folder."""
 
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +12,8 @@ import forked
 import pytest
 import torch
 
+from aavae.runtime.signals import STOPS
+
 torch.set_num_threads(1)  # the networks are too small for two threads to pay
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
@@ -20,6 +23,16 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 def no_columns(monkeypatch):
     """Libraries leave COLUMNS behind, by which lines would be broken."""
     monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """A command ends its process, and leaves signals unanswered."""
+    before = {signum: signal.getsignal(signum) for signum in STOPS}
+    yield
+    for signum, handler in before.items():
+        if handler is not None:  # one that is not Python's
+            signal.signal(signum, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
