@@ -51,13 +51,14 @@ def tasks() -> int:
 
 
 def first() -> bool:
-    """Whether no other task of the same `srun` comes before this one."""
-    return tasks() == 1 or os.environ.get("SLURM_PROCID", "0") == "0"
+    """Whether none of the tasks that train together comes before this one."""
+    return not together() or os.environ.get("SLURM_PROCID", "0") == "0"
 
 
 def together() -> bool:
-    """Whether this process is one of several tasks that train together, unless something else (torchrun) says so."""
-    return tasks() > 1 and not {"WORLD_SIZE", "LOCAL_WORLD_SIZE"} & {*os.environ}
+    """Whether this process is one of several tasks of `srun`, and nothing else says with whom it trains: torchrun does,
+    and an agent of W&B's in each task gives each a run of its own."""
+    return tasks() > 1 and not {"WORLD_SIZE", "WANDB_SWEEP_ID"} & {*os.environ}
 
 
 def joined() -> bool:

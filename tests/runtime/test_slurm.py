@@ -142,6 +142,7 @@ def test_tasks_of_srun_find_each_other_at_the_first_node_and_a_port_of_their_ste
     "alone",
     [
         {"SLURM_STEP_NUM_TASKS": "1"},  # one, as of submitit's
+        {"WANDB_SWEEP_ID": "s"},  # an agent of W&B's in each task
         {"WORLD_SIZE": "1"},  # each task a run of its own
         {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},  # torchrun within a task
     ],
