@@ -44,7 +44,9 @@ def quick_composing():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say how many examples of bad input were tried, and what came of them."""
+    """Say why tests were skipped, how many examples of bad input were tried, and what came of them."""
+    for why, n in Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])).items():
+        terminalreporter.write_line(f"{n} skipped: {why.removeprefix('Skipped: ')}")
     ended = Counter()
     for reports in terminalreporter.stats.values():
         for report in reports:

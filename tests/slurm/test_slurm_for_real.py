@@ -34,10 +34,9 @@ def runs_here() -> bool:
     return "aavae-tests" in said.stdout
 
 
-if not runs_here():
-    pytest.skip("the tests' Slurm is not running here; tests/slurm/start starts it", allow_module_level=True)
-
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.skipif(
+    not runs_here(), reason="the Slurm of tests/slurm is not running here; tests/slurm/start installs and starts it"
+)
 PATIENCE = 240.0  # seconds; a loaded machine takes twenty to begin a run
 STEPS, HELD = 32, 10
 WORDS = ("trainer=debug", "probe=[]", "epochs=4", "trainer.validate_every=0", "trainer.log_every=1")
@@ -99,6 +98,12 @@ def check_unbroken(folder: Path, reference: Path) -> None:
     assert len(begun) > 1 and len(set(begun)) == 1
 
 
+def test_slurm_answers():
+    # Not slow, so that `make test` says where it does not.
+    assert len({*told("sinfo", "--noheader", "--Node", "--format=%N").split()}) == 4
+
+
+@pytest.mark.slow
 def test_a_script_that_is_requeued_or_preempted_continues_and_one_that_is_cancelled_says_so(train, tmp_path):
     where = {
         "requeued": ("--partition=work", "--nodelist=one"),
@@ -135,6 +140,7 @@ def test_a_script_that_is_requeued_or_preempted_continues_and_one_that_is_cancel
         check_unbroken(Path(name), Path("whole"))
 
 
+@pytest.mark.slow
 def test_a_sweep_waits_for_a_preempted_job_and_takes_up_a_cancelled_one_when_launched_again(train, tmp_path):
     settings = ("partition=cheap", "gpus_per_node=null", "cpus_per_task=1", f"name={tmp_path.name}")
     launcher = ["hydra/launcher=slurm", *(f"hydra.launcher.{setting}" for setting in settings)]
@@ -167,6 +173,7 @@ def test_a_sweep_waits_for_a_preempted_job_and_takes_up_a_cancelled_one_when_lau
     check_unbroken(runs["aavae"], Path("aavae"))
 
 
+@pytest.mark.slow
 def test_two_tasks_of_srun_are_one_run_which_continues_after_its_time_limit(tmp_path):
     two = ("--nodes=2", "--ntasks=2", "--partition=work")
     # Slurm looks every thirty seconds, and sends the signal that much earlier: half a minute or more after the start.
