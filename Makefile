@@ -48,8 +48,9 @@ bench: $(STAMP) ## measure speed here, in minutes; BENCH='augmentation --quick' 
 	@$(BIN)/python -m benchmarks $(BENCH)
 
 PAPER ?= scale=smoke
+ARTEFACTS ?= table1 figure2 figure3 figure4 figure5 lengths
 paper: $(STAMP) ## the paper's table and figures, in minutes; PAPER='scale=paper device=cuda' repeats them in full
-	@for artefact in table1 figure2 figure3 figure4 figure5 lengths; do \
+	@for artefact in $(ARTEFACTS); do \
 		$(BIN)/python -m experiments.$$artefact $(PAPER) || exit $$?; done
 
 format: $(STAMP) ## format the code

@@ -1,5 +1,6 @@
 """The outermost function, called as a user would: `train("experiment=digits", …)` in an empty folder."""
 
+import gc
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 from aavae.runtime.signals import STOPS
 
+gc.set_threshold(20_000, 10, 10)  # looking for garbage among thousands of tests took a tenth of the time
 torch.set_num_threads(1)  # the networks are too small for two threads to pay
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"

@@ -57,7 +57,7 @@ def quick(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(startup, "subprocess", SimpleNamespace(Popen=forked.Popen, DEVNULL=subprocess.DEVNULL))
-        assert command.main(["--quick", "--device", "cpu", "--repeats", "3", "--out", "out"]) == 0
+        assert command.main(["--quick", "--device", "cpu", "--repeats", "2", "--out", "out"]) == 0
     return written(folder / "out")
 
 

@@ -28,6 +28,7 @@ class Model(nn.Module):
     n_views = 1  # of each image in a step
     noise_dim = 0  # standard normal numbers per image, drawn outside the compiled step
     whole = True  # whether a step sees whole images, with whose statistics those of a clean pass may be mixed
+    repeats = True  # whether a block of it, computed again in the backward pass, computes the same
     per_image = True  # whether the loss is a mean over images, so that a batch may be computed in parts
     stochastic = False  # whether `validate` draws several latent samples an image
     judged_by = "h"  # the feature that a validation loss is filed under in `results.json`

@@ -94,6 +94,8 @@ class SparK(Masked):
     fit.
     """
 
+    repeats = False  # its layers are masked ones while it learns
+
     def __init__(
         self,
         encoder: nn.Module,

@@ -19,7 +19,7 @@ NOT_IDENTITY = (
 IMPLIED = {
     "model.together": True, "augmentation.jitter": None, "augmentation.solarize_p": 0.0, "encoder.weights": None,
     "encoder.pretrained": False,
-    "trainer.sync_batchnorm": None, "trainer.virtual_batch": None,
+    "trainer.sync_batchnorm": None, "trainer.virtual_batch": None, "trainer.grad_checkpointing": False,
 }  # fmt: skip
 
 

@@ -16,7 +16,8 @@ STAND_IN = "{} is not here, and a dry run downloads nothing: random images of it
 
 
 def estimate(trainer: Trainer, repeats: int = 2, most: int = 64) -> dict[str, float]:
-    """Steps, seconds of training, and peak memory in bytes, from a warm-up step and `repeats` timed ones.
+    """Steps, seconds of training, and peak memory in bytes of the process that needs most, from a warm-up step and
+    `repeats` timed ones.
 
     On a CPU they may have been on `rows` images, `most` at most, `of` a larger batch.
 
@@ -40,7 +41,7 @@ def estimate(trainer: Trainer, repeats: int = 2, most: int = 64) -> dict[str, fl
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if trainer.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated()
-    memory += bytes_not_made(trainer.dataset)
+    memory = trainer.processes.largest(memory + bytes_not_made(trainer.dataset))
     per_step = min(seconds[1:]) * whole / rows
     steps = trainer.total_steps
     return {"steps": steps, "seconds": per_step * steps, "memory": memory, "rows": rows, "of": whole}
@@ -49,7 +50,9 @@ def estimate(trainer: Trainer, repeats: int = 2, most: int = 64) -> dict[str, fl
 def print_estimate(trainer: Trainer) -> float:
     """Say what the run would take, without validation and final evaluation; returns the seconds."""
     found = estimate(trainer)
+    world = trainer.processes.world
     where = "on the GPU" if trainer.device.type == "cuda" else "of main memory"
+    where += f" in each of {world} processes" if world > 1 else ""
     where += f", measured with {found['rows']} of {count(found['of'], 'image')}" if found["rows"] < found["of"] else ""
     say = Reporter(quiet=not trainer.processes.leads).say
     parameters = sum(p.numel() for p in trainer.model.parameters())

@@ -14,7 +14,7 @@ class Settings:
 
     `sync_batchnorm` has BatchNorm normalise with the statistics of the batch of all processes; None: where the loss
     is not a mean over images. `virtual_batch` has it normalise so many images at a time, as several processes without
-    it do.
+    it do. `grad_checkpointing` computes what blocks computed again in the backward pass, which needs less memory.
     """
 
     epochs: int
@@ -24,6 +24,7 @@ class Settings:
     clip: float | None = None
     sync_batchnorm: bool | None = None
     virtual_batch: int | None = None  # images
+    grad_checkpointing: bool = False
     clean_pass: str = "every_step"
     channels_last: bool = True
     compile: bool = False
@@ -56,6 +57,9 @@ class Settings:
             raise UserError(f"trainer.virtual_batch must be 2 images or more, or null, not {self.virtual_batch}")
         if self.clean_pass not in ("every_step", "off"):
             raise UserError(f"trainer.clean_pass must be every_step or off, not {self.clean_pass!r}")
+
+        if self.grad_checkpointing and self.compile:
+            raise UserError("trainer.grad_checkpointing=true and trainer.compile=true cannot be used together")
 
     def synchronises(self, per_image: bool) -> bool:
         """Whether BatchNorm sees the batch of all processes, with a loss that is a mean over images (`per_image`) or

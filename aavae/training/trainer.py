@@ -1,5 +1,6 @@
 """One step of training: views, `model.learn`, gradients, the optimizer."""
 
+import contextlib
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from aavae.runtime.words import count
 from aavae.training.health import Health
 from aavae.training.meter import Meter
 from aavae.training.parallel import Parallel
+from aavae.training.recompute import Recompute
 from aavae.training.schedules import Schedule
 from aavae.training.settings import Settings
 from aavae.training.validation import Inspector, joined
@@ -62,6 +64,7 @@ class Trainer:
         self._encode = compiled(self.model.clean)
         learn = compiled(self.model.learn)
         self._learn = self._parallel = Parallel(self.model, learn, self.processes, device, settings.accumulate)
+        self._recompute = Recompute(self.model) if settings.grad_checkpointing else contextlib.nullcontext
         self._replays = settings.cuda_graphs and device.type == "cuda"
         batch_size, seed = settings.batch_size, settings.seed
         self.loader = Loader(dataset, augmentation, batch_size, seed, device, self.processes, model.n_views)
@@ -155,7 +158,7 @@ class Trainer:
                 clean = self._clean_pass(x)
             with self._parallel.part(i):
                 # In a block of its own: autocast keeps the weights that it has cast without gradients.
-                with self.precision.autocast():
+                with self.precision.autocast(), self._recompute():
                     output, part = self._learn(views, x, None if noise is None else noise[rows])
                 self.scaler.scale(part["loss"] / self.settings.accumulate).backward()
             for name, value in part.items():

@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from scipy.stats import ttest_rel
 from aavae import build
 from aavae.runs import status
 from aavae.runs.identity import identity
+from aavae.sweeps import preflight
 from experiments import artefact
 from experiments.costs import ARTEFACTS as NAMED
 from experiments.costs import artefact as of
@@ -257,30 +257,35 @@ def test_the_document_s_commands_are_understood():
 # ---- From the outside ---------------------------------------------------------------------------------------------
 
 
+FEW = ["seed=0", "epochs=1", "trainer.max_steps=2", "trainer.validate_every=1", "trainer.probe_every=0"]
+FEW += ["probe.similarity.images=4", "probe.similarity.shown=2"]
+
+
 @pytest.mark.slow
-def test_runs_are_trained_once_and_a_dry_run_says_what_is_left(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    words = [
-        "scale=smoke",
-        "seed=0",
-        "epochs=1",
-        "trainer.max_steps=2",
-        "probe.similarity.images=4",
-        "trainer.probe_every=0",
-    ]
-    words += ["probe.similarity.shown=2"]
+def test_every_run_of_every_artefact_is_possible(tmp_path):
+    runs = Runs(SCALES["smoke"], FEW, tmp_path)
+    jobs = {identity(runs._config(*own)): runs.words(*own) for name in NAMED for own in settings(name, "smoke")}
+    plans, _, _ = preflight._examine([*jobs.values()], None, "config")
+    assert [plan.error for plan in plans] == [None] * len(jobs) and len(jobs) > 25
+    assert all(plan.steps == 2 and plan.flops > 0 for plan in plans)
 
+
+@pytest.mark.slow
+def test_runs_are_trained_once_and_a_dry_run_says_what_is_left(quick_jobs, train, monkeypatch, capsys):
     def run(name: str, *more: str) -> str:
-        ended = subprocess.run(
-            [sys.executable, "-m", f"experiments.{name}", *words, *more], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
+        capsys.readouterr()
+        assert artefact.make(of(name), ["scale=smoke", *FEW, *more]) == 0
+        return capsys.readouterr().out
 
+    launched = []
+    monkeypatch.setattr("experiments.runs._launch", lambda words: launched.append(train("-m", *words)) or 0)
     said = run("lengths", "dry_run=true")
     assert "runs        2 to train for lengths" in said and "PFLOP of training" in said and "on an H100" in said
-    assert not (tmp_path / "outputs").exists() and not (tmp_path / "multirun").exists()
-    assert "2 jobs" in run("lengths")
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "multirun").rglob("last.pt")}
-    assert "job" not in run("lengths") and "runs        0 to train" in run("lengths", "dry_run=true")
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "multirun").rglob("last.pt")} == before and len(before) == 2
+    assert not Path("outputs").exists() and not Path("multirun").exists()
+    run("lengths")
+    (ended,) = launched
+    assert ended.code == 0 and "2 jobs" in ended.out
+    before = {p: p.stat().st_mtime_ns for p in Path("multirun").rglob("last.pt")}
+    assert "runs        0 to train" in run("lengths", "dry_run=true") and run("lengths") and len(launched) == 1
+    assert {p: p.stat().st_mtime_ns for p in Path("multirun").rglob("last.pt")} == before and len(before) == 2
+    assert "Not complete" not in Path("outputs/paper/smoke/lengths.md").read_text()

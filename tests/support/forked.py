@@ -2,6 +2,7 @@
 process most of its time."""
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import pickle
@@ -9,9 +10,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from multiprocessing.connection import Connection
 
+_composed: dict[Hashable, bytes] = {}  # what Hydra has read and put together; forks are handed it
+SHIPPED = ("hydra.conf", "aavae.conf", "")  # sources of configs: Hydra's, ours, and what plugins register
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
@@ -27,25 +30,58 @@ _CONTEXT.set_forkserver_preload(
 
 
 def compose_quickly(patch: Callable = setattr) -> None:
-    """Have Hydra read each shipped file once, and not ask for `hydra.mode`, which is refused."""
+    """Have Hydra read each shipped file once, put together what it has put together before from memory, and not ask for
+    `hydra.mode`, which is refused."""
+    from hydra._internal import config_loader_impl as loading
     from hydra._internal.hydra import Hydra
     from hydra.core.plugins import Plugins
 
     Plugins.instance()  # which imports the sources anew
     from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource as Source
 
-    load, known = Source.load_config, {}
+    load = Source.load_config
+    choose, put_together = loading.create_defaults_list, loading.ConfigLoaderImpl._compose_config_from_defaults_list
 
-    def remembered(self, config_path: str):
-        if (key := (self.path, config_path)) not in known:
-            known[key] = pickle.dumps(load(self, config_path))
-        return pickle.loads(known[key])
+    def remembered(key: Hashable, make: Callable):
+        """A copy of its own of what `make` gives, which is asked once for each key."""
+        if key not in _composed:
+            _composed[key] = pickle.dumps(make())
+        return pickle.loads(_composed[key])
 
-    patch(Source, "load_config", remembered)
+    def read(self, config_path: str):
+        return remembered((self.path, config_path), lambda: load(self, config_path))
+
+    def shipped(repo) -> bool:
+        return all(source.path in SHIPPED for source in repo.get_sources())
+
+    def chosen(repo, config_name, overrides_list, **how):
+        """The choice of files, which depends on those overrides that choose files."""
+
+        def chooses(o) -> bool:
+            return not isinstance(o.value(), dict) and repo.group_exists(o.key_or_group)
+
+        if not shipped(repo):
+            return choose(repo, config_name, overrides_list, **how)
+        given = [o for o in overrides_list if not o.is_sweep_override()]
+        choices = [o for o in given if chooses(o)]
+        key = (config_name, tuple(o.input_line for o in choices), *how.items())
+        found = remembered(key, lambda: choose(repo, config_name, choices, **how))
+        found.config_overrides = [o for o in given if o not in choices]
+        return found
+
+    def together(self, defaults, repo):
+        if not shipped(repo):
+            return put_together(self, defaults, repo)
+        key = tuple(dataclasses.astuple(default) for default in defaults)
+        return remembered(key, lambda: put_together(self, defaults, repo))
+
+    patch(Source, "load_config", read)
+    patch(loading, "create_defaults_list", chosen)
+    patch(loading.ConfigLoaderImpl, "_compose_config_from_defaults_list", together)
     patch(Hydra, "get_mode", lambda *_, **__: None)
 
 
-def _become(command: list[str], log: str, env: dict[str, str], folder: str, stdin: Connection) -> None:
+def _become(command: list[str], log: str, env: dict[str, str], folder: str, stdin: Connection, composed: dict) -> None:
     from aavae.train import main
 
     os.setsid()
@@ -59,6 +95,7 @@ def _become(command: list[str], log: str, env: dict[str, str], folder: str, stdi
     os.environ.update(env)
     sys.path[:0] = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
     sys.argv = ["aavae-train", *command[3:]]
+    _composed.update(composed)
     compose_quickly()
     main()
 
@@ -69,7 +106,8 @@ class Popen:
     def __init__(self, command, *, stdin, stdout, stderr, env, start_new_session):
         assert command[:3] == [sys.executable, "-m", "aavae.train"] and start_new_session and stdout is stderr
         theirs, self.stdin = _CONTEXT.Pipe(duplex=False)
-        self.process = _CONTEXT.Process(target=_become, args=(command, stdout.name, env, os.getcwd(), theirs))
+        own = (command, stdout.name, env, os.getcwd(), theirs, _composed)
+        self.process = _CONTEXT.Process(target=_become, args=own)
         self.process.start()
         theirs.close()
         self.pid = self.process.pid

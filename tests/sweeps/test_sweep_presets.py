@@ -145,7 +145,7 @@ def test_an_experiment_of_ones_own_cannot_bend_the_schedule_of_lengths(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_length_is_probed_on_the_way_as_a_run_of_that_length_would_be(train):
+def test_a_length_is_probed_on_the_way_as_a_run_of_that_length_would_be(quick_jobs, train):
     few = ("trainer=debug", "trainer.validate_every=0", "probe=knn", "features=[h]", "trainer.save_minutes=1")
     way = ("epochs=2", "trainer.probe_every=1", "trainer.checkpoint_epochs=[1]")
     assert train("-m", "hydra/launcher=basic", "sweep=lengths", "sweep.name=lengths", *few, *way).code == 0

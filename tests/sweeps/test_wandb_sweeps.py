@@ -216,6 +216,7 @@ def test_the_agents_own_loop_runs_what_is_drawn(path, agent, tmp_path, monkeypat
 
     sweep = definition(path)
     few = [{k: min(v, 256) if k == "batch_size" else v for k, v in d.items()} for d in draws(sweep["parameters"])]
+    few = few if path == FILES[0] else few[:1]  # the agent asks for another run in the same way for all
     server = Server(sweep | {"command": [*sweep["command"], *SMALL, "epochs=1"]}, few)
     for name in ("_sweep_with_runs", "_register_agent", "_agent_heartbeat"):
         monkeypatch.setattr(requests, name, getattr(server, name))

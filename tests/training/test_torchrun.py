@@ -50,6 +50,14 @@ def test_two_processes_with_batchnorm_synchronised_end_as_one_does(train, monkey
         torch.testing.assert_close(together[name], alone, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_a_dry_run_says_what_each_process_needs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    run = started("dry_run=true")
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode == 0 and not Path("run").exists(), said
+    assert len(re.findall(r"memory +[\d.]+ GiB of main memory in each of 2 processes", said)) == 1, said
+
+
 def test_where_a_process_is_killed_the_other_ends_and_the_printed_command_continues(train, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     run = started("epochs=500", "trainer.validate_every=0")
