@@ -119,6 +119,8 @@ class Command:
                 return self.launch(Task(self), ["--help" if asked.help else "--hydra-help", *self.searched(config_dir)])
         if asked.multirun and under_wandb_agent():
             raise UserError("wandb agent sweeps already, and gives each command one run; leave out -m")
+        if asked.multirun and slurm.together():
+            raise UserError(f"a sweep is launched once, and not by each of {slurm.tasks()} tasks; use srun --ntasks=1")
         if asked.multirun:
             return self.multirun(overrides, config_dir)
         cfg = build.compose(overrides, config_dir, self.primary)
@@ -199,6 +201,8 @@ class Command:
             program = ["python", "-m", self.module]
         if "LOCAL_WORLD_SIZE" in os.environ:
             program = ["torchrun", *torchrun.words(), "-m", self.module]
+        elif slurm.joined():
+            program = [*slurm.words(), *program]
         words = (a for a in self.words if not (again and a.lstrip("+").startswith("resume=")))
         return shlex.join([*program, *secrets.hidden(list(words))])
 

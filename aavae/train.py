@@ -14,7 +14,7 @@ from aavae.config.sources import register
 from aavae.errors import UserError
 from aavae.runs import sweep as sweeps
 from aavae.runs.identity import identity
-from aavae.runtime import secrets, threads
+from aavae.runtime import secrets, slurm, threads
 from aavae.sweeps.grid import swept_by
 from aavae.sweeps.sweep import Multirun
 
@@ -70,7 +70,8 @@ class Train(Command):
 
     @contextlib.contextmanager
     def prepare(self, cfg: DictConfig) -> Iterator[tuple]:
-        """Trainer and logger, in the process group that torchrun describes."""
+        """Trainer and logger, in the process group that torchrun or srun describes."""
+        slurm.describe_tasks()
         threads.settle()
         from aavae.runtime.device import pick_device
         from aavae.runtime.processes import processes

@@ -1,6 +1,7 @@
 """The outermost function, called as a user would: `train("experiment=digits", …)` in an empty folder."""
 
 import gc
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +12,8 @@ from typing import NamedTuple
 import forked
 import pytest
 import torch
+
+from aavae.runtime.signals import STOPS
 
 gc.set_threshold(20_000, 10, 10)  # looking for garbage among thousands of tests took a tenth of the time
 torch.set_num_threads(1)  # the networks are too small for two threads to pay
@@ -24,6 +27,16 @@ def no_columns(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """A command ends its process, and leaves signals unanswered."""
+    before = {signum: signal.getsignal(signum) for signum in STOPS}
+    yield
+    for signum, handler in before.items():
+        if handler is not None:  # one that is not Python's
+            signal.signal(signum, handler)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_composing():
     """Composing takes half of a small run."""
@@ -33,7 +46,9 @@ def quick_composing():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say how many examples of bad input were tried, and what came of them."""
+    """Say why tests were skipped, how many examples of bad input were tried, and what came of them."""
+    for why, n in Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])).items():
+        terminalreporter.write_line(f"{n} skipped: {why.removeprefix('Skipped: ')}")
     ended = Counter()
     for reports in terminalreporter.stats.values():
         for report in reports:

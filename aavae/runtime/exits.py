@@ -19,7 +19,7 @@ def run(
     sys.excepthook = _traceback
     with output.lenient() as out:
         try:
-            with signals.listening():
+            with signals.listening(to_the_end=True):
                 code = work() or 0
         except UserError as error:
             if not getattr(error, "said", False):

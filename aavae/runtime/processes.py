@@ -1,7 +1,9 @@
-"""The processes that train together, as torchrun describes them."""
+"""The processes that train together, as torchrun or Slurm's srun describes them."""
 
 import contextlib
+import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,16 +12,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from aavae.errors import UserError, mark_told
+from aavae.errors import UserError, first_line, mark_told
 
 # While one process validates, probes or writes, the others wait for it; what it does may take hours.
 PATIENCE = timedelta(days=1000)
+UNLIKE = (
+    "the processes that train together were given different commands; for several runs use -m, or set WORLD_SIZE=1 in "
+    "the environment of the tasks of srun"
+)
 LOST = "a process that trains with this one has ended, and so does this one; what it said is above"
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together (torchrun); alone it is rank 0 of 1.
+    """This process among those that train together (torchrun, srun); alone it is rank 0 of 1.
 
     What they decide together goes over the CPU, in a group whose waits do not time out; gradients and losses go over
     torch's default group. Where another process has ended, all methods raise UserError.
@@ -125,13 +131,36 @@ class _Gather(torch.autograd.Function):
 
 @contextlib.contextmanager
 def processes(device: torch.device):
-    """Join the process group torchrun describes in the environment, if any, and leave it afterwards."""
+    """Join the process group that torchrun or srun describes in the environment, if any, and leave it afterwards.
+
+    Raises UserError where the processes do not find each other, and where their commands differ.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Processes()
         return
-    store, rank, world = next(dist.rendezvous("env://"))
+    try:
+        store, rank, world = next(dist.rendezvous("env://"))
+    except dist.DistError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"{os.environ['WORLD_SIZE']} processes are to train together, but this one cannot reach the others at "
+            f"{where} ({first_line(error)}); MASTER_ADDR and MASTER_PORT name another place"
+        ) from error
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
     try:
-        yield Processes(rank, world, dist.new_group(backend="gloo", timeout=PATIENCE), dist.PrefixStore("aavae", store))
+        several = Processes(
+            rank, world, dist.new_group(backend="gloo", timeout=PATIENCE), dist.PrefixStore("aavae", store)
+        )
+        _refuse_unlike(several)
+        yield several
     finally:
         dist.destroy_process_group()
+
+
+def _refuse_unlike(several: Processes) -> None:
+    # As where a task of srun has a seed of its own, by its number.
+    told = hashlib.sha256("\0".join(sys.argv[1:]).encode(errors="surrogateescape")).digest()
+    number = int.from_bytes(told[:7], "big")
+    highest, lowest = several.largest(number), -several.largest(-number)
+    if highest != lowest:
+        raise UserError(UNLIKE) if several.leads else mark_told(UserError(UNLIKE))

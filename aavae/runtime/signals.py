@@ -73,10 +73,11 @@ _current: Signals | None = None
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Signals]:
+def listening(to_the_end: bool = False) -> Iterator[Signals]:
     """Hear STOPS from here on; within another `listening`, its Signals.
 
-    A SIGHUP that was inherited as ignored stays so, as under nohup.
+    A SIGHUP that was inherited as ignored stays so, as under nohup. With `to_the_end` nothing but Ctrl-C is answered
+    afterwards: all is done or saved, and a process that is about to end would seem to have been killed.
     """
     global _current
     if _current is not None:
@@ -89,7 +90,7 @@ def listening() -> Iterator[Signals]:
         yield heard
     finally:
         for signum, handler in before.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, _ignore if to_the_end and signum != signal.SIGINT else handler)
         _current = None
 
 
@@ -113,6 +114,10 @@ def end_by(signum: int) -> None:
     """End this process at once, as the signal would have."""
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
+
+
+def _ignore(signum: int, frame: object) -> None:
+    """No answer; unlike SIG_IGN, other programs do not inherit it."""
 
 
 def _raise(signum: int, first: bool) -> None:

@@ -1,5 +1,6 @@
-"""A job of Slurm's that was asked to stop, has saved, and goes back into the queue."""
+"""Slurm: a job that was asked to stop, has saved, and goes back into the queue; and the tasks that train together."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -7,6 +8,8 @@ import subprocess
 
 # Slurm sends none of these unless asked to, by --signal or `scancel --signal`. SIGTERM has many senders; see `returns`.
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+RUNS = ("RUNNING", "SIGNALING")  # for a second or two after Slurm has sent a signal it shows the latter
+PORTS = range(20000, 32000)  # below those that Linux gives to connections that go out
 
 
 def job() -> str | None:
@@ -32,7 +35,7 @@ def returns(signum: int) -> bool:
     said = _ask("show", "job", this) or ""
     facts = dict(word.split("=", 1) for word in said.split() if "=" in word)
     preempted = facts.get("PreemptTime", "None") not in ("None", "Unknown")
-    may = facts.get("JobState") == "RUNNING" and facts.get("BatchFlag") == facts.get("Requeue") == "1"
+    may = facts.get("JobState") in RUNS and facts.get("BatchFlag") == facts.get("Requeue") == "1"
     return may and (signum in WARNINGS or preempted)
 
 
@@ -40,6 +43,58 @@ def requeue() -> str | None:
     """Put the job back into the queue, which ends it here; its id, None where Slurm refuses."""
     this = job()
     return this if this and _ask("requeue", this) is not None else None
+
+
+def tasks() -> int:
+    """How many tasks `srun` has started together, this process in one of them; 1 outside of one."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+
+
+def first() -> bool:
+    """Whether none of the tasks that train together comes before this one."""
+    return not together() or os.environ.get("SLURM_PROCID", "0") == "0"
+
+
+def together() -> bool:
+    """Whether this process is one of several tasks of `srun`, and nothing else says with whom it trains: torchrun does,
+    and an agent of W&B's in each task gives each a run of its own."""
+    return tasks() > 1 and not {"WORLD_SIZE", "WANDB_SWEEP_ID"} & {*os.environ}
+
+
+def joined() -> bool:
+    """Whether `describe_tasks` has set the variables."""
+    return tasks() > 1 and os.environ.get("WORLD_SIZE") == str(tasks()) and "LOCAL_WORLD_SIZE" not in os.environ
+
+
+def words() -> list[str]:
+    """How to start as many tasks as train together here, on as many nodes."""
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    return ["srun", *([f"--nodes={nodes}"] if nodes > 1 else []), f"--ntasks={tasks()}"]
+
+
+def describe_tasks() -> None:
+    """Set the variables with which torch finds the other tasks of the same `srun`, if they train together.
+
+    MASTER_ADDR and MASTER_PORT are kept where they are set, and so is WORLD_SIZE=1, with which each task is alone.
+    """
+    env = os.environ
+    if not together():
+        return
+    # Tasks that cannot talk before they know a port must all come upon the same one, another one in each step.
+    step = "/".join(env.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"))
+    number = int.from_bytes(hashlib.sha256(step.encode()).digest()[:4], "big")
+    env.setdefault("MASTER_ADDR", _address(env["SLURM_STEP_NODELIST"]))
+    env.setdefault("MASTER_PORT", str(PORTS[number % len(PORTS)]))
+    env |= {"RANK": env["SLURM_PROCID"], "WORLD_SIZE": str(tasks()), "LOCAL_RANK": env["SLURM_LOCALID"]}
+
+
+def _address(nodes: str) -> str:
+    """The address of the first of `nodes`, in Slurm's notation: the one that Slurm itself uses, or else its name."""
+    if os.environ.get("SLURM_STEP_NUM_NODES", "1") == "1":
+        return "127.0.0.1"
+    first = (_ask("show", "hostnames", nodes) or nodes).split()[0]
+    said = (_ask("show", "node", first) or "").split()
+    return next((word.removeprefix("NodeAddr=") for word in said if word.startswith("NodeAddr=")), first)
 
 
 def _ask(*words: str) -> str | None:

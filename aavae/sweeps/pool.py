@@ -12,7 +12,7 @@ from typing import NamedTuple
 from aavae.errors import UserError
 from aavae.runs import status
 from aavae.runs.sweep import Job
-from aavae.runtime import files, signals
+from aavae.runtime import files, signals, slurm
 
 LOG = "log.txt"
 TICK = 0.5  # seconds between looks at the processes
@@ -92,8 +92,9 @@ class Pool:
         slot = self.free.pop(0)
         try:
             job.folder.mkdir(parents=True, exist_ok=True)
-            with files.only_one(job.folder):  # another process may be busy with this run
-                status.write(job.folder, "pending", name=job.name)
+            if slurm.first():
+                with files.only_one(job.folder):  # another process may be busy with this run
+                    status.write(job.folder, "pending", name=job.name)
             with open(job.folder / LOG, "ab") as log:
                 logged = log.tell()
                 # A session of its own: Ctrl-C reaches the jobs through this process only. The pipe is never written;
@@ -124,7 +125,8 @@ class Pool:
         if state not in ("failed", "interrupted"):  # it could not say so itself
             state, reason = _died(code, self.stopped is not None, _last_words(job.folder / LOG, ended.logged))
             with suppress(UserError):  # a full disk may be what it died of
-                status.write(job.folder, state, reason, ended=status.now())
+                if slurm.first():
+                    status.write(job.folder, state, reason, ended=status.now())
         return Outcome(state, None, reason)
 
     def _stop(self, signum: int, first: bool) -> None:

@@ -20,10 +20,11 @@ from aavae.runs.sweep import Job
 from aavae.runtime import files, secrets, slurm, threads
 from aavae.runtime.output import complain
 from aavae.runtime.words import count, folded, wrapped
-from aavae.sweeps import search
+from aavae.sweeps import search, slurm_queue
 from aavae.sweeps.grid import Grid
 
 MULTIRUN = "multirun.yaml"  # Hydra's
+SLURM = ".SlurmLauncher"  # submitit's
 SHOWN = 10  # impossible jobs that are named one by one
 
 
@@ -39,6 +40,7 @@ class Multirun:
         self.folder = Path()  # `check` finds it
         self.jobs: list[Job] = []  # as far as is known before they are launched
         self.gpus = 0
+        self.launcher = ""  # its class; `check` finds it
         self.study: tuple[str, str] | None = None  # of an optimiser: its name and its storage
 
     def go(self) -> int:
@@ -50,6 +52,8 @@ class Multirun:
         self.command.make(folder, "hydra.sweep.dir")
         with files.only_one(folder, "hydra.sweep.dir"):
             self.begin()
+            if self.launcher.endswith(SLURM):
+                slurm_queue.watch()
             try:
                 code = self.command.launch_sweep(self, self.overrides, self.config_dir, folder)
             except GaveUp as error:
@@ -95,6 +99,7 @@ class Multirun:
         self.folder = folder = Path(where).absolute()
         node = build.hydra_node([*given, f"hydra.sweep.dir={build.quoted(where)}"], self.config_dir, primary)
         _refuse_helpers(node)
+        self.launcher = str(node.launcher.get("_target_"))
         plans, speed, self.gpus = preflight(jobs, self.config_dir, primary, folder)
         impossible = [f"{grid.name(p.overrides)}: {p.error}" for p in plans if p.error]
         if impossible:
@@ -266,11 +271,22 @@ def _refuse_helpers(node: DictConfig) -> None:
     n_jobs, launcher = node.launcher.get("n_jobs"), str(node.launcher.get("_target_"))
     if "aavae" in launcher and not (n_jobs is None or (isinstance(n_jobs, int) and n_jobs > 0)):
         raise UserError(f"hydra.launcher.n_jobs must be 1 or more, or null, not {n_jobs}")
-    if launcher.endswith(".SlurmLauncher") and not shutil.which("srun"):
-        raise UserError("there is no Slurm here: srun is not found; hydra/launcher=processes runs jobs on this machine")
+    if launcher.endswith(SLURM):
+        _refuse_slurm(node.launcher.timeout_min, node.launcher.get("signal_delay_s", 0))
     direction = str(node.sweeper.get("direction", "maximize")).removeprefix("Direction.")
     if direction != "maximize":
         raise UserError("a score is maximised: choose hydra/sweeper=search, or add hydra.sweeper.direction=maximize")
+
+
+def _refuse_slurm(minutes: object, delay: object) -> None:
+    if not shutil.which("srun"):
+        raise UserError("there is no Slurm here: srun is not found; hydra/launcher=processes runs jobs on this machine")
+    if isinstance(minutes, int) and isinstance(delay, int) and 60 * minutes <= delay + 60:
+        raise UserError(
+            f"hydra.launcher.timeout_min={minutes} leaves a job no time to train: Slurm tells it to save "
+            f"hydra.launcher.signal_delay_s={delay} seconds before its time is up, or up to a minute earlier; ask for "
+            f"{delay // 60 + 2} minutes or more"
+        )
 
 
 def _refuse_twins(plans: list, grid: Grid) -> None:

@@ -3,6 +3,8 @@
 import copy
 import itertools
 import os
+import socket
+import sys
 
 import forked
 import pytest
@@ -202,3 +204,28 @@ def _decided(rank: int, port: int, answers) -> None:
 
 def test_two_processes_decide_the_same():
     assert forked.pair(_decided) == [(True, False, 1, 1.0, True)] * 2
+
+
+def _given_a_seed_each(rank: int, port: int, answers) -> None:
+    sys.argv = ["aavae-train", f"seed={rank}"]  # srun sh -c 'aavae-train seed=$SLURM_PROCID'
+    try:
+        with forked.joined(rank, port):
+            answers.put("joined")
+    except UserError as error:
+        answers.put((str(error), getattr(error, "said", False)))
+
+
+def test_two_processes_with_different_commands_are_refused_once():
+    assert sorted(forked.pair(_given_a_seed_each)) == [(processes.UNLIKE, False), (processes.UNLIKE, True)]
+
+
+def test_processes_that_do_not_find_each_other_say_where_they_looked(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        describes = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in describes.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"cannot reach the others at 127.0.0.1:{port}"), processes.processes(CPU):
+            pass

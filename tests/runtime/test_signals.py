@@ -115,6 +115,17 @@ def test_what_nohup_ignores_stays_ignored_and_a_background_job_can_be_interrupte
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_after_the_end_only_ctrl_c_is_answered():
+    before = {s: signal.getsignal(s) for s in STOPS}
+    with listening(to_the_end=True):
+        pass
+    for signum in set(STOPS) - {signal.SIGINT}:  # each of which would kill this process
+        os.kill(os.getpid(), signum)
+    assert signal.getsignal(signal.SIGINT) == before[signal.SIGINT]
+    ignored = "import signal; print(any(signal.getsignal(s) is signal.SIG_IGN for s in (15, 10, 12)))"
+    assert subprocess.run([sys.executable, "-c", ignored], capture_output=True, text=True).stdout == "False\n"
+
+
 # ---- At every stage -----------------------------------------------------------------------------------------------
 
 

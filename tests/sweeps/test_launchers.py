@@ -18,7 +18,7 @@ import aavae.conf
 from aavae import build
 from aavae.config import EXTRAS
 from aavae.errors import Interrupted
-from aavae.sweeps import search
+from aavae.sweeps import search, slurm_queue
 from aavae.sweeps.sweep import Multirun
 from aavae.train import Train
 
@@ -138,6 +138,46 @@ def test_what_sbatch_refuses_is_said_in_its_words_and_leaves_nothing(quick_jobs,
     assert not (tmp_path / "multirun" / "s").exists() and "HYDRA_FULL_ERROR" not in os.environ
 
 
+@pytest.mark.parametrize("minutes, delay, least", [(2, 60, 3), (1, 10, 2), (4, 180, 5)])
+def test_a_job_of_slurms_that_had_no_time_to_train_is_refused(train, tmp_path, monkeypatch, minutes, delay, least):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+    limit = (f"hydra.launcher.timeout_min={minutes}", f"hydra.launcher.signal_delay_s={delay}")
+    ended = train("-m", *TINY, "hydra/launcher=slurm", *limit, "seed=0,1")
+    assert ended.code == 2 and f"ask for {least} minutes or more" in ended.err
+    assert not (tmp_path / "multirun").exists()
+
+
+def _script(path: Path, does: str) -> None:
+    path.write_text(f"#!/bin/sh\n{does}\n")
+    path.chmod(0o755)
+
+
+def test_without_accounting_the_queue_says_which_jobs_have_ended(tmp_path, monkeypatch):
+    slurm = pytest.importorskip("submitit.slurm.slurm")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(slurm.SlurmJob, "watcher", before := slurm.SlurmJob.watcher)
+    _script(tmp_path / "sacct", "exit 0")
+    slurm_queue.watch()
+    assert slurm.SlurmJob.watcher is before
+    _script(tmp_path / "sacct", "echo Slurm accounting storage is disabled >&2; exit 1")
+    _script(tmp_path / "squeue", "printf '9_0|SIGNALING\\n9_1|CANCELLED\\n9_2|PENDING\\n9_3|PREEMPTED\\n'")
+    slurm_queue.watch()
+    watcher = slurm.SlurmJob.watcher
+    jobs = [f"9_{n}" for n in range(5)]  # the last is forgotten
+    for job in jobs:
+        watcher.register_job(job)
+    assert [watcher.is_done(job, mode="force") for job in jobs] == [False, True, False, True, True]
+    assert watcher.get_state("9_1", mode="cache") == "CANCELLED"
+    _script(tmp_path / "squeue", "echo slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1")
+    assert not watcher.is_done("9_0", mode="force")
+    _script(tmp_path / "squeue", "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1")
+    assert watcher.is_done("9_0", mode="force") and watcher.is_done("9_2", mode="cache")
+
+
 def test_an_error_of_another_launcher_is_a_sentence(quick_jobs, train, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     ended = train("-m", *TINY, "hydra/launcher=joblib_pool", "hydra.launcher.pre_dispatch=zero", "seed=0,1")
@@ -185,10 +225,14 @@ def test_slurms_signal_stops_a_job_and_is_then_given_to_submitit(tmp_path, monke
     heard = []
     before = signal.signal(signal.SIGUSR2, lambda *_: heard.append((tmp_path / "status.json").read_text()))
     sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
-    monkeypatch.setattr(Multirun, "_child", lambda self, job: sleeper)
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGUSR2))
-    timer.start()
+
+    def child(self, job) -> list[str]:
+        timer.start()  # not before, on a busy machine
+        return sleeper
+
+    monkeypatch.setattr(Multirun, "_child", child)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
     try:
         with pytest.raises(Interrupted):
             Multirun(Train(), ["trainer=debug"], None).run_alone(["trainer=debug"], 0, tmp_path, {})
