@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.aavae-$(shell cat setup.cfg pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 DOCS := $(subst .aavae-,.aavae-docs-,$(STAMP))
 
-.PHONY: help setup demo test test-faults slow docs bench paper format clean
+.PHONY: help setup demo test test-faults test-next slow docs bench paper format clean
 help: ## show this text
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
 
@@ -35,6 +35,19 @@ FAULTS ?= 12000
 test-faults: $(STAMP) ## try bad input made by a machine, in some ten minutes; FAULTS=100000 tries more
 	@AAVAE_FAULTS=$(FAULTS) $(BIN)/python -m pytest -n 2 --dist worksteal -m faults
 
+# Beside the first environment, whose packages it sees behind its own.
+NEXT := .venv-next
+$(NEXT)/.aavae: $(STAMP)
+	@$(BIN)/python -m venv $(NEXT)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> $$($(NEXT)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/behind.pth
+	@$(NEXT)/bin/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts 'hydra-core>=1.4.0rc3,<1.5' \
+		'hydra-submitit-launcher>=1.4.0rc3' 'hydra-joblib-launcher>=1.4.0rc3' 'hydra-optuna-sweeper>=1.4.0rc3' 'optuna>=4.9'
+	@touch $@
+
+test-next: $(NEXT)/.aavae ## run configs, launchers and sweeps on the next version of Hydra
+	@$(NEXT)/bin/python -m pytest -n 2 --dist worksteal -m "not slow" tests/config tests/sweeps
+
 $(DOCS): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
@@ -57,4 +70,4 @@ format: $(STAMP) ## format the code
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean: ## remove the environment built here, and caches
-	@rm -rf .venv build site *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	@rm -rf .venv .venv-next build site *.egg-info .pytest_cache .ruff_cache .mypy_cache

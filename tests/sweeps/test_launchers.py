@@ -113,7 +113,8 @@ def test_slurm_is_asked_for_a_gpu_a_job_and_a_signal_in_time(tmp_path, monkeypat
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     chosen = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu", f"hydra.sweep.dir={tmp_path}", "sweep.name=s"]
     assert build.compose(chosen).sweep.name == "s"
-    launcher = hydra.utils.instantiate(build.hydra_node(chosen).launcher)
+    settings = OmegaConf.to_container(build.hydra_node(chosen).launcher, resolve=True)
+    launcher = hydra.utils.get_class(settings.pop("_target_"))(**settings)
     launcher.setup(hydra_context=None, task_function=len, config=OmegaConf.create({"hydra": {"sweep": {"dir": "."}}}))
     with pytest.raises(Exception, match="no cluster"):
         launcher.launch([["seed=0"], ["seed=1"], ["seed=2"]], 0)
