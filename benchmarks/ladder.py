@@ -15,6 +15,11 @@ class Network(NamedTuple):
     overrides: tuple[str, ...]
     batch_on_cpu: int
 
+    @property
+    def skips(self) -> bool:
+        """Whether the decoder has skip connections, in one order or the other."""
+        return "decoder=shuffle" not in self.overrides
+
 
 MODELS = {
     "resnet18": Network(("encoder=resnet18", "decoder=resnet18", "dataset.image_size=32"), 64),
@@ -30,6 +35,7 @@ MODELS = {
         ),
         16,
     ),
+    "cpu": Network(("encoder=resnet_cpu", "decoder=shuffle", "dataset.image_size=32"), 256),
     "tiny": Network(("encoder=resnet_tiny", "decoder=resnet_tiny", "dataset.image_size=16", "latent_dim=8"), 8),
 }
 PAPER = ("resnet18", "resnet50", "resnet50-96")
@@ -46,10 +52,20 @@ class Rung(NamedTuple):
 
 REFERENCE = "reference: PIL in worker processes"
 RUNGS = (
-    Rung(REFERENCE, ("trainer=reference", "+optimizer.kwargs.foreach=false", "+optimizer.kwargs.fused=false")),
+    Rung(
+        REFERENCE,
+        (
+            "precision=fp32",
+            "trainer.channels_last=false",
+            "trainer.clean_pass=every_step",
+            "decoder.skip_order=official",
+            "+optimizer.kwargs.foreach=false",
+            "+optimizer.kwargs.fused=false",
+        ),
+    ),
     Rung("+ images on the device, augmented in batches"),
     Rung("+ clean pass off", ("trainer.clean_pass=off",)),
-    Rung("+ commuted skip", ("decoder.skip_order=commuted",)),
+    Rung("+ commuted skip", ("decoder.skip_order=commuted",), "skips"),
     Rung("+ channels_last", ("trainer.channels_last=true",)),
     Rung("+ TF32", ("precision=tf32",), "cuda"),
     Rung("+ bf16", ("precision=bf16",), "bf16"),
@@ -67,9 +83,11 @@ class Step(NamedTuple):
     left_out: str = ""
 
 
-def ladder(device_type: str, bf16: bool, compile: bool) -> list[Step]:
-    """All rungs, of which a device does those that it can: `bf16` in hardware, torch.compile if it is asked for."""
+def ladder(device_type: str, bf16: bool, compile: bool, skips: bool = True) -> list[Step]:
+    """All rungs, of which a device does those that it can: `bf16` in hardware, torch.compile if it is asked for; the
+    order of `skips` where the decoder has any."""
     lacks = {
+        "skips": "" if skips else "left out: the decoder has no skip connections",
         "cuda": "" if device_type == "cuda" else "left out: it needs CUDA",
         "bf16": "" if bf16 else "left out: no bf16 units are known here",
         "compile": "" if compile else "left out on a CPU; --compile measures it",
@@ -78,13 +96,13 @@ def ladder(device_type: str, bf16: bool, compile: bool) -> list[Step]:
     for rung in RUNGS:
         left_out = lacks.get(rung.needs, "")
         if not left_out:
-            together |= {override.partition("=")[0]: override for override in rung.overrides}
+            together |= {o.partition("=")[0]: o for o in rung.overrides if skips or "skip" not in o}
         steps.append(Step(rung.name, tuple(together.values()), left_out))
     return steps
 
 
-def ladder_for(device: torch.device, compile: bool = False) -> list[Step]:
+def ladder_for(device: torch.device, compile: bool = False, skips: bool = True) -> list[Step]:
     """The ladder of a device; on a CPU with torch.compile only if it is asked for."""
     on_cuda = device.type == "cuda"
     bf16 = torch.cuda.is_bf16_supported(False) if on_cuda else has_bf16_units(device)
-    return ladder(device.type, bf16, compile or on_cuda)
+    return ladder(device.type, bf16, compile or on_cuda, skips)

@@ -59,7 +59,7 @@ def _climbs(bench: Bench, name: str, batch: int) -> list[Climb]:
     """The rungs that the device can do; the others are rows that say why not."""
     common = (*ladder.DATA, *MODELS[name].overrides, f"batch_size={batch}", f"dataset.size={max(16, 8 * batch)}")
     climbs = []
-    for step in ladder.ladder_for(bench.device, bench.compile):
+    for step in ladder.ladder_for(bench.device, bench.compile, MODELS[name].skips):
         row = bench.row("step", f"{name}, batch {batch}", step.name, note=step.left_out)
         if not step.left_out:
             climbs.append(Climb(row, step, (*common, f"device={bench.device}", *step.overrides), bench.device))

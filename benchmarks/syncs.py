@@ -36,7 +36,7 @@ def measure(bench: Bench) -> None:
     common = (*ladder.DATA, *MODELS[name].overrides, f"batch_size={batch}", f"dataset.size={8 * batch}")
     recipes = {DEFAULT: (), "trainer=default, clean pass off": ("trainer.clean_pass=off",)}
     if on_cuda and not bench.quick:
-        recipes["the whole ladder"] = ladder.ladder_for(bench.device)[-1].overrides
+        recipes["the whole ladder"] = ladder.ladder_for(bench.device, skips=MODELS[name].skips)[-1].overrides
     for recipe, overrides in recipes.items():
         group = f"{name}, batch {batch}, {recipe}"
         if on_cuda:

@@ -294,6 +294,14 @@ def test_a_cpu_leaves_out_what_it_cannot_do_and_builds_on_the_rest():
     assert {s.name for s in ladder.ladder("cpu", bf16=True, compile=True) if s.left_out} == {"+ TF32", "+ CUDA graphs"}
 
 
+def test_the_network_for_cpus_has_no_skips_to_order():
+    network = ladder.MODELS["cpu"]
+    steps = ladder.ladder("cpu", bf16=True, compile=False, skips=network.skips)
+    assert {s.name for s in steps if s.left_out} == {"+ commuted skip", "+ TF32", "+ compile", "+ CUDA graphs"}
+    cfg = build.compose([*ladder.DATA, *network.overrides, *steps[-1].overrides])
+    assert (cfg.precision, cfg.trainer.channels_last, cfg.trainer.clean_pass) == ("bf16", True, "off")
+
+
 def test_the_networks_are_the_paper_s():
     for name in ladder.PAPER:
         cfg = build.compose([*ladder.DATA, *ladder.MODELS[name].overrides])
