@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "--models",
         type=_names,
         default=(),
-        help="of step: resnet18,resnet50,resnet50-96,tiny; of threads: digits,resnet18",
+        help="of step: resnet18,resnet50,resnet50-96,cpu,tiny; of threads: digits,resnet18",
     )
     parser.add_argument("--batch", type=_numbers, default=(), help="batch sizes, as 256,512; each part has its own")
     parser.add_argument("--compile", action="store_true", help="torch.compile on a CPU too (a minute for each network)")
