@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import fault_table
 import forked
 import pytest
 import torch
@@ -32,8 +33,20 @@ def quick_composing():
         yield
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Say how many examples of bad input were tried, and what came of them."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A test that injects a fault runs in `make test-faults`, wherever it is."""
+    for item in items:
+        if fault_table.row_of(item.nodeid):
+            item.add_marker(pytest.mark.faults)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say which faults were injected how often, and what came of them."""
+    if config.option.markexpr == "faults":
+        reports = [report for some in terminalreporter.stats.values() for report in some]
+        terminalreporter.write_line("\n".join(fault_table.lines(reports)))
+        return
     ended = Counter()
     for reports in terminalreporter.stats.values():
         for report in reports:
@@ -41,7 +54,15 @@ def pytest_terminal_summary(terminalreporter):
                 ended.update(dict(report.user_properties).get("examples", {}))
     if ended:
         counts = ", ".join(f"{n:,} {how}" for how, n in sorted(ended.items()))
-        terminalreporter.write_line(f"bad input: {ended.total():,} examples: {counts}")
+        terminalreporter.write_line(f"faults: {ended.total():,} examples: {counts}")
+
+
+@pytest.fixture
+def injected(record_property):
+    """How many faults came to which end; `fault_table` says so after all tests."""
+    counter = Counter()
+    yield counter
+    record_property("examples", dict(counter))
 
 
 class Ended(NamedTuple):
