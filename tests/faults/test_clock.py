@@ -1,8 +1,9 @@
 """A clock that jumps hours forth and back: nothing that a run does depends on it."""
 
 import json
-import os
 import random
+import subprocess
+import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -69,12 +70,10 @@ def said_running(folder: Path, hours: float) -> dict:
 def test_a_run_on_this_machine_is_alive_as_long_as_its_process_whatever_the_clock_says(tmp_path, hours, injected):
     said = said_running(tmp_path, hours)
     assert status.state_of(said) == "running"
-    pid = os.fork()
-    if not pid:
-        os._exit(0)
-    assert status.state_of(said | {"pid": pid}) == "dead"  # a zombie, or of another time
-    os.waitpid(pid, 0)
-    assert status.state_of(said | {"pid": pid}) == "dead"
+    another = subprocess.Popen([sys.executable, "-c", ""])
+    assert status.state_of(said | {"pid": another.pid}) == "dead"  # that is none of ours
+    another.wait()
+    assert status.state_of(said | {"pid": another.pid}) == "dead"
     again = said["process"].rpartition(" ")[0] + " 1"
     assert status.state_of(said | {"process": again}) == "dead"  # its number was given to another
     elsewhere = said | {"process": "another-boot pid:[1] 1"}
