@@ -76,6 +76,7 @@ def _become(words: list[str], folder: str, log: str, env: dict[str, str], hook: 
         os.dup2(out, target)
     sys.stdout, sys.stderr = open(1, "w", 1), open(2, "w", 1)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has ignored, where it started the tests
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
