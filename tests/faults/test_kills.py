@@ -1,5 +1,6 @@
 """SIGKILL, at random moments and at every operation on files: the same command ends as if nothing had happened."""
 
+import json
 import random
 import signal
 import time
@@ -21,7 +22,8 @@ def stage(run: Path, pid: int) -> str:
     """Where the process was when it was killed, by what it has left."""
     if list(run.glob(f".*.{pid}.tmp")):
         return "in the middle of a write"
-    return "in training" if (run / checkpoint.LAST).exists() else "before the first checkpoint"
+    said = json.loads((run / "status.json").read_text()) if (run / "status.json").exists() else {}
+    return "in training" if said.get("pid") == pid else "while it started"
 
 
 def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bits(tmp_path, injected):
