@@ -32,7 +32,7 @@ slow: $(STAMP) ## run the tests that start several runs, play the documents, or 
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m slow --durations=15
 
 FAULTS ?= 12000
-test-faults: $(STAMP) ## try bad input made by a machine, in some ten minutes; FAULTS=100000 tries more
+test-faults: $(STAMP) ## try bad input, kills, full disks and other faults, and print a table; FAULTS=100000 tries more bad input
 	@AAVAE_FAULTS=$(FAULTS) $(BIN)/python -m pytest -n 2 --dist worksteal -m faults
 
 # Beside the first environment, whose packages it sees behind its own.

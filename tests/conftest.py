@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import fault_table
 import forked
 import pytest
 import torch
@@ -45,10 +46,23 @@ def quick_composing():
         yield
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Say why tests were skipped, how many examples of bad input were tried, and what came of them."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A test that injects a fault runs in `make test-faults`, wherever it is."""
+    for item in items:
+        if fault_table.row_of(item.nodeid):
+            item.add_marker(pytest.mark.faults)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say why tests were skipped, and how many examples of bad input were tried; or which faults were injected, and
+    what came of them."""
     for why, n in Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])).items():
         terminalreporter.write_line(f"{n} skipped: {why.removeprefix('Skipped: ')}")
+    if config.option.markexpr == "faults":
+        reports = [report for some in terminalreporter.stats.values() for report in some]
+        terminalreporter.write_line("\n".join(fault_table.lines(reports)))
+        return
     ended = Counter()
     for reports in terminalreporter.stats.values():
         for report in reports:
@@ -56,7 +70,15 @@ def pytest_terminal_summary(terminalreporter):
                 ended.update(dict(report.user_properties).get("examples", {}))
     if ended:
         counts = ", ".join(f"{n:,} {how}" for how, n in sorted(ended.items()))
-        terminalreporter.write_line(f"bad input: {ended.total():,} examples: {counts}")
+        terminalreporter.write_line(f"faults: {ended.total():,} examples: {counts}")
+
+
+@pytest.fixture
+def injected(record_property):
+    """How many faults came to which end; `fault_table` says so after all tests."""
+    counter = Counter()
+    yield counter
+    record_property("examples", dict(counter))
 
 
 class Ended(NamedTuple):

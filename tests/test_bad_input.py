@@ -102,6 +102,8 @@ WORDS = st.one_of(
 @example(words=[f"augmentation={'9' * 5000}"])
 @example(words=[f"method='{'x' * 300}'"])
 @example(words=["features=" + "[" * 3000])
+@example(words=["trainer._target_=1"])
+@example(words=["+schedule._target_=x"])
 def test_overrides(desk, tried, words):
     argv = ["--cfg", "job", *words]
     before = below(desk)

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import fault_table
 import lightning_files
 import numpy as np
 import pytest
@@ -392,6 +393,17 @@ def test_the_products_of_methods_are_counted():
     for name, row in table("methods", "all methods").items():
         own = products(f"method={name}", *(["encoder=patches50"] if name == "cpc" else []))
         assert f"{own / base:.2f}" == row[5], name
+
+
+def test_every_fault_is_in_the_table_and_has_tests():
+    rows = table("faults", "fault")
+    assert list(rows) == [row.fault.strip("`") for row in fault_table.ROWS]
+    for row, (how, times, outcome) in zip(fault_table.ROWS, rows.values(), strict=True):
+        assert how == row.how and int(times.replace(",", "")) > 0 and outcome.startswith(row.outcome), row.fault
+        assert not re.search(r"[A-Z]{4} (FAILED|SKIPPED)", outcome), row.fault
+        for start in row.tests:
+            path, _, name = start.partition("::")
+            assert f"\ndef {name}" in (ROOT / path).read_text(), start
 
 
 def test_every_probe_is_described():

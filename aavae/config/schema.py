@@ -231,7 +231,7 @@ def _component(group: str, node: object, name: str | None = None) -> dict | None
     """
     if not isinstance(node, DictConfig) or node._is_none():
         return {}  # an empty node stays empty
-    target = node.get("_target_")
+    target = None if group in PLAIN else node.get("_target_")
     files = [of.get(name, {}) if name else of for _, of in _options(group)]
     same = [of for of in files if of and of.get("_target_") == target]
     known: dict = {}

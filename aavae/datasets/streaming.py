@@ -1,12 +1,13 @@
 """Images that are decoded from disk by worker processes each time they are needed."""
 
 import atexit
+import contextlib
 import multiprocessing
 import signal
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -15,10 +16,11 @@ from torch.utils.data import DataLoader, default_collate
 
 from aavae.augmentations.crops import crop_boxes
 from aavae.datasets import decode
-from aavae.datasets.store import BadImage, Store
+from aavae.datasets.store import BadImage, Store, reporter
 from aavae.errors import UserError, WorkerDied
 from aavae.runtime.signals import STOPS, blocked
 from aavae.runtime.threads import cores
+from aavae.runtime.words import count
 
 
 def _ignore_signals(worker: int) -> None:
@@ -36,8 +38,19 @@ def _end_workers() -> None:
         worker.kill()
 
 
-def _collate(items: list):
-    return next((i for i in items if isinstance(i, UserError)), None) or default_collate(items)
+class Instead(NamedTuple):
+    """What is given in the place of an image that cannot be used: that of another, and why."""
+
+    images: Any
+    why: BadImage
+
+
+def _collate(items: list) -> UserError | tuple[Any, list[BadImage]]:
+    """A batch, and the images in it whose places others have taken; or what refuses it."""
+    if refused := next((i for i in items if isinstance(i, UserError)), None):
+        return refused
+    bad = [i.why for i in items if isinstance(i, Instead)]
+    return default_collate([i.images if isinstance(i, Instead) else i for i in items]), bad
 
 
 def _next(iterator: Iterator, workers: set):
@@ -62,6 +75,7 @@ class StreamedSplit:
     ):
         self.store, self.names, self.labels = store, names, labels
         self.image_size, self.resize, self.workers = image_size, resize, workers
+        self._lost: set[str] = set()  # images that could be used at first, and cannot any more
 
     def __len__(self) -> int:
         return len(self.names)
@@ -88,13 +102,31 @@ class StreamedSplit:
         boxes = [[int(t) for t in crop_boxes(draw[None], image.height, image.width, scale, ratio)] for draw in draws]
         return clean, *(tvf.pil_to_tensor(tvf.resized_crop(image, *box, size, antialias=True)) for box in boxes)
 
-    def __getitem__(self, request) -> Tensor | tuple[Tensor, ...] | UserError:
+    def __getitem__(self, request) -> Tensor | tuple[Tensor, ...] | Instead | UserError:
         try:
             if isinstance(request, int):
                 return self.clean(self.store.open(self.names[request]))
             return self.crops(*request)
         except BadImage as error:  # as a value: raised, it would arrive wrapped in a worker's traceback
+            # To measure, an image is needed itself: another would not fit its label.
+            if self.store.skip and not isinstance(request, int) and (other := self._next_to(*request)):
+                return Instead(other, error)
             return UserError(f"{error.fact}; put an undamaged copy there; the same command then continues")
+
+    def _next_to(self, index: int, *how) -> tuple[Tensor, ...] | None:
+        """What a request for the next image that can be used gives; None if none of a hundred can."""
+        for i in range(index + 1, index + min(100, len(self))):
+            with contextlib.suppress(BadImage):
+                return self.crops(i % len(self), *how)
+        return None
+
+    def _say(self, bad: list[BadImage]) -> None:
+        """Name the images that others have replaced, each once, and how many there are."""
+        for error in bad:
+            if error.name not in self._lost:
+                self._lost.add(error.name)
+                n = count(len(self._lost), "image")
+                reporter().say(f"left out    {error.name} {error.reason}; another is taken in its place ({n} so far)")
 
     def stream(self, requests) -> Iterator:
         """Batches answering an iterable of lists of requests, each by `__getitem__`, in worker processes."""
@@ -119,7 +151,9 @@ class StreamedSplit:
             while (batch := _next(iterator, workers)) is not None:
                 if isinstance(batch, UserError):
                     raise batch
-                yield batch
+                images, bad = batch
+                self._say(bad)
+                yield images
         finally:
             del iterator  # ends them, as far as they listen
             for worker in workers:

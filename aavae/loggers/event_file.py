@@ -5,6 +5,7 @@ nobody can catch: a full disk would print a traceback and lose what follows.
 """
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -21,6 +22,13 @@ from tensorboard.util.tensor_util import make_tensor_proto
 CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 
 
+def _later(folder: Path) -> float:
+    """Now, or where the clock was set back, a moment after the newest file: TensorBoard reads the files of a folder in
+    the order of their names."""
+    earlier = [re.match(r"events\.out\.tfevents\.(\d+(?:\.\d{6})?)", path.name) for path in folder.iterdir()]
+    return max([time.time(), *(float(found[1]) + 1e-3 for found in earlier if found)])
+
+
 class EventFile:
     """A new event file in `folder`, written through at every `flush`.
 
@@ -33,8 +41,7 @@ class EventFile:
         if forget_after == 0:
             for stale in folder.glob("events.out.tfevents.*"):
                 stale.unlink()
-        # TensorBoard reads the files of a folder in the order of their names.
-        path = folder / f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
+        path = folder / f"events.out.tfevents.{_later(folder):.6f}.{os.getpid()}"
         self._records = RecordWriter(open(path, "xb"))  # noqa: SIM115 (closed by close)
         self._write(Event(file_version="brain.Event:2"), 0)
         if forget_after:

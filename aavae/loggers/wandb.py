@@ -1,7 +1,9 @@
 """Numbers and pictures in Weights & Biases."""
 
 import contextlib
+import logging
 import os
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from aavae.loggers.screen import shown
 from aavae.runs.results import name_of
 from aavae.runtime.output import complain
 from aavae.runtime.words import shortened, wrapped
+
+ROOM = 2**20  # bytes on the disk of W&B's folder, below which its own process loses numbers without a word
 
 
 class WandB:
@@ -55,6 +59,7 @@ class WandB:
         import wandb
 
         self._wandb: Any = wandb
+        self.folder = run.folder / self.place
         mode, known = self.mode, run.remembered.get("id")
         # WANDB_RUN_ID in the environment names one training, not every job of a sweep, nor an evaluation.
         apart = run.group is not None or run.job_type != "pretrain"
@@ -76,12 +81,17 @@ class WandB:
         except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
             raise UserError(f"Weights & Biases: {first_line(error)}; or set logger.wandb.mode=offline") from error
         arguments["settings"] = self._settings(run.provenance)
+        if self.mode != "disabled" and (full := self._full()):
+            complain(f"the logger wandb cannot start: {full}; the run continues without it")
+            mode = "disabled"
         try:
             self.run = self._begin(mode, arguments)
         except wandb.errors.CommError as error:
             reason = f"Weights & Biases cannot be reached ({first_line(error)})"
             complain(f"{reason}; the run continues offline")
             self.run = self._begin("offline", arguments)
+        for handler in logging.getLogger("wandb").handlers:  # of its debug.log, whose errors are nobody's
+            handler.handleError = lambda record: None  # type: ignore[method-assign]
         self.run.define_metric("*", step_metric="step")
         for looks in ("val/*", "train_eval/*", "probe/*"):  # made at the end of an epoch
             self.run.define_metric(looks, step_metric="epoch")
@@ -112,18 +122,31 @@ class WandB:
         except self._wandb.errors.UsageError as error:
             raise UserError(f"logger.wandb: {first_line(error)}") from error
 
+    def _full(self) -> str | None:
+        """What to say if its folder is on a full disk."""
+        there = self.folder if self.folder.is_dir() else self.folder.parent
+        free = shutil.disk_usage(there).free
+        return f"the disk of {shown(self.folder)} is full ({free // 1024} kB left)" if free < ROOM else None
+
+    def _refuse_full_disk(self) -> None:
+        if not self.run.disabled and (full := self._full()):
+            raise OSError(full)
+
     def log(self, metrics: dict[str, float], step: int, epoch: float) -> None:
         """Log scalars against `step`; not finite ones too, so that a dashboard shows where a run broke."""
+        self._refuse_full_disk()
         self.run.log(metrics | {"step": step, "epoch": epoch})
 
     def picture(self, name: str, path: Path, step: int) -> None:
         """Log an image file as a panel."""
+        self._refuse_full_disk()
         self.run.log({name: self._wandb.Image(str(path)), "step": step})
 
     def results(self, records: list[dict]) -> None:
         """Results as a table, and each value in the run's summary."""
         if not records:
             return
+        self._refuse_full_disk()
         columns = list(records[0])
         table = self._wandb.Table(columns=columns, data=[[r[c] for c in columns] for r in records])
         self.run.log({"results": table})

@@ -54,11 +54,32 @@ def read(folder: Path) -> dict | None:
 
 
 def state_of(status: dict) -> str:
-    """Its state, or `dead` if it says running and nothing was heard of it for a minute."""
+    """Its state, or `dead` if it says running, and its process is gone or, where nobody here can know that, nothing was
+    heard of it for a minute."""
     if status["state"] != "running":
         return status["state"]
+    pid, said = status.get("pid"), status.get("process")
+    if isinstance(pid, int) and isinstance(said, str) and (known := _process(pid)):
+        here, began = known
+        if said.startswith(f"{here} "):  # whatever the clock was set to in between
+            return "running" if said == f"{here} {began}" else "dead"
     silent = datetime.now().astimezone() - datetime.fromisoformat(status["updated"]).astimezone()
     return "dead" if silent.total_seconds() > PATIENCE else "running"
+
+
+def _process(pid: int) -> tuple[str, str] | None:
+    """Where processes are numbered as they are here, and when the one with this number began in there, if there is one;
+    None where that is not to be known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        here = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+    try:  # in ticks since the machine was started, which no clock changes
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return here, "gone" if fields[0] in "ZX" else fields[19]
+    except (OSError, IndexError):
+        return here, "gone"
 
 
 def write(folder: Path, state: str, reason: str | None = None, **facts) -> None:
@@ -82,7 +103,9 @@ class Heart:
         self.folder, self.facts, self._lock = folder, facts, threading.Lock()
         self._before = (before or {}).get("seconds") or 0.0 if goes_on else 0.0
         self._began = time.monotonic()
+        known = _process(os.getpid())
         self._constant = constant | {
+            "process": known and " ".join(known),
             "started": (before or {}).get("started") or now() if goes_on else now(),
             "pid": os.getpid(),
             "host": socket.gethostname(),

@@ -96,7 +96,8 @@ class Run:
                 self._work(heart, origin, signals)
             except KeyboardInterrupt as error:  # before the first step, or when all was done and loggers were closed
                 if leads and not getattr(error, "said", False) and (self.folder / status.STATUS).exists():
-                    status.write(self.folder, "interrupted", f"stopped by {_name(error)}", ended=status.now())
+                    with contextlib.suppress(UserError):
+                        status.write(self.folder, "interrupted", f"stopped by {_name(error)}", ended=status.now())
                 raise
         return self.trainer.score
 
@@ -364,8 +365,11 @@ class Run:
         }
 
     def _say(self, heart: status.Heart, state: str, reason: str | None = None) -> None:
+        # Where it fails or is stopped, that is what to tell, not that a full disk does not take it.
+        quietly = contextlib.nullcontext() if reason is None else contextlib.suppress(UserError)
         if self.trainer.processes.leads:
-            heart.say(state, reason)
+            with quietly:
+                heart.say(state, reason)
 
 
 def _name(error: KeyboardInterrupt) -> str:
