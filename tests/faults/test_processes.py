@@ -17,7 +17,7 @@ from aavae.runtime.signals import STOPS
 from aavae.weights import checkpoint
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
-PAIRS, SIGNALS = (1, 2) if faults.SHORT else (4, 10)
+PAIRS, SIGNALS = (1, 1) if faults.SHORT else (4, 10)
 
 
 def test_of_two_processes_that_start_on_one_folder_one_trains(tmp_path, injected):
