@@ -23,9 +23,9 @@ def service(pid: int) -> int | None:
 
 
 def test_a_run_whose_service_is_killed_goes_on_and_says_so(tmp_path, injected):
-    assert trained((*TINY, "hydra.run.dir=whole", "epochs=12"), tmp_path)[0] == 0
+    assert trained((*TINY, "hydra.run.dir=whole", "epochs=60"), tmp_path)[0] == 0
     for number in range(1 if faults.SHORT else 4):
-        child = Child((*TINY, f"hydra.run.dir={number}", "epochs=12", "logger=wandb"), tmp_path)
+        child = Child((*TINY, f"hydra.run.dir={number}", "epochs=60", "logger=wandb"), tmp_path)
         metrics = tmp_path / str(number) / "metrics.jsonl"
         assert child.until(lambda metrics=metrics: metrics.exists() and metrics.stat().st_size), child.log.read_text()
         found: list[int | None] = []
