@@ -1,5 +1,6 @@
 """A disk that becomes full, a small one of its own: one sentence, nothing half-written, and the run goes on later."""
 
+import errno
 import json
 import subprocess
 from pathlib import Path
@@ -37,8 +38,9 @@ class Disk:
             with open(self.ballast, "wb", buffering=0) as ballast:
                 while ballast.write(bytes(4096)) == 4096:
                     pass
-        except OSError:
-            pass
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
         with open(self.ballast, "r+b") as ballast:
             ballast.truncate(max(0, self.ballast.stat().st_size - 1024 * but))
 
