@@ -124,7 +124,7 @@ class WandB:
 
     def _full(self) -> str | None:
         """What to say if its folder is on a full disk."""
-        there = self.folder if self.folder.is_dir() else self.folder.parent
+        there = next(p for p in (self.folder, *self.folder.parents) if p.is_dir())
         free = shutil.disk_usage(there).free
         return f"the disk of {shown(self.folder)} is full ({free // 1024} kB left)" if free < ROOM else None
 
