@@ -61,7 +61,7 @@ bench: $(STAMP) ## measure speed here, in minutes; BENCH='augmentation --quick' 
 	@$(BIN)/python -m benchmarks $(BENCH)
 
 PAPER ?= scale=smoke
-ARTEFACTS ?= table1 figure2 figure3 figure4 figure5 lengths
+ARTEFACTS ?= table1 figure2 figure3 figure4 figure5 lengths questions
 paper: $(STAMP) ## the paper's table and figures, in minutes; PAPER='scale=paper device=cuda' repeats them in full
 	@for artefact in $(ARTEFACTS); do \
 		$(BIN)/python -m experiments.$$artefact $(PAPER) || exit $$?; done

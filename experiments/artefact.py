@@ -1,4 +1,4 @@
-"""How every artefact is made: `python -m experiments.NAME [scale=…] [against=…] [dry_run=true] [override …]`."""
+"""How every artefact is made: `python -m experiments.NAME [scale=…] [against=…] [runs=…] [override …]`."""
 
 import shlex
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from aavae import build
 from aavae.errors import UserError
 from aavae.loggers.screen import duration, shown
 from aavae.reports.charts import AGAINST
@@ -16,7 +17,8 @@ from experiments.runs import PRIMARY, Runs, Sweep
 from experiments.writing import Sheet, write
 
 PEAK = 790e12  # FLOP/s of dense bf16 products that an H100 has been seen to reach: a run cannot be faster
-SETTINGS = ("scale", "against", "dry_run")
+# `runs` and `out` are folders: of the runs, and for the table and the figure.
+SETTINGS = {"scale": "smoke", "against": "epochs", "methods": "all", "runs": "", "out": "", "dry_run": "false"}
 
 
 class Artefact:
@@ -39,13 +41,16 @@ class Asked(NamedTuple):
 
     scale: Scale
     against: str
+    methods: tuple[str, ...]
+    folder: Path
+    out: Path
     dry_run: bool
     overrides: list[str]
 
 
 def parse(argv: list[str]) -> Asked:
-    """Raises UserError for what is not `key=value`, and for an unknown scale or measure."""
-    settings = {"scale": "smoke", "against": "epochs", "dry_run": "false"}
+    """Raises UserError for what is not `key=value`, and for an unknown scale, measure or method."""
+    settings = dict(SETTINGS)
     overrides = []
     for word in argv:
         key, equals, value = word.partition("=")
@@ -58,23 +63,30 @@ def parse(argv: list[str]) -> Asked:
     for key, known in (("scale", SCALES), ("against", AGAINST), ("dry_run", ("true", "false"))):
         if settings[key] not in known:
             raise UserError(f"{key} must be {' or '.join(known)}, not {settings[key]}")
-    return Asked(SCALES[settings["scale"]], settings["against"], settings["dry_run"] == "true", overrides)
+    scale, all_there_are = SCALES[settings["scale"]], build.options("method")
+    methods = all_there_are if settings["methods"] == "all" else settings["methods"].split(",")
+    if unknown := set(methods) - set(all_there_are):
+        raise UserError(f"methods={min(unknown)} is not known; say all, or some of {', '.join(all_there_are)}")
+    if "aavae" not in methods:
+        raise UserError(f"methods={settings['methods']} must include aavae, which the others are compared with")
+    folder = Path(settings["runs"] or f"multirun/paper_{scale.name}").absolute()
+    out = Path(settings["out"] or f"outputs/paper/{scale.name}")
+    return Asked(scale, settings["against"], (*methods,), folder, out, settings["dry_run"] == "true", overrides)
 
 
 def make(artefact: Artefact, argv: list[str]) -> int:
     """Train what is not trained yet, and write the artefact; 0, or 1 if a run failed."""
     asked = parse(argv)
-    runs = Runs(asked.scale, asked.overrides, Path(f"multirun/paper_{asked.scale.name}").absolute())
+    runs = Runs(asked.scale, asked.overrides, asked.folder, asked.methods)
     # What is chosen is known without counting what it computes.
-    uncounted = Runs(asked.scale._replace(equal_work=False), [], runs.folder)
+    uncounted = Runs(asked.scale._replace(equal_work=False), [], runs.folder, asked.methods)
     refuse_taken(artefact.name, artefact.sweeps(uncounted), asked)
     sweeps = artefact.sweeps(runs)
     if asked.dry_run:
         return estimate(artefact.name, runs, sweeps)
     code = runs.train(sweeps)
     command = shlex.join(["python", "-m", f"experiments.{artefact.name}", *argv])
-    folder = Path("outputs/paper") / asked.scale.name
-    for path in write(folder, artefact.name, artefact.title, artefact.draw(runs, asked.against), runs, command):
+    for path in write(asked.out, artefact.name, artefact.title, artefact.draw(runs, asked.against), runs, command):
         print(shown(path.absolute()))
     return code
 
@@ -116,7 +128,8 @@ def main(artefact: Artefact) -> None:
     def work() -> int:
         if {"-h", "--help"} & {*sys.argv[1:]}:
             print(
-                f"python -m {name} [scale={'|'.join(SCALES)}] [against={'|'.join(AGAINST)}] [dry_run=true] [override …]"
+                f"python -m {name} [scale={'|'.join(SCALES)}] [against={'|'.join(AGAINST)}] [methods=all|NAME,…] "
+                "[runs=FOLDER] [out=FOLDER] [dry_run=true] [override …]"
             )
             print(f"{artefact.title}. Overrides are those of aavae-train, such as device=cuda or seed=0,1.")
             return 0

@@ -10,7 +10,7 @@ from aavae.runtime.words import markdown_table
 from experiments.artefact import PEAK, Artefact, parse
 from experiments.runs import PRIMARY, Runs
 
-ARTEFACTS = ("table1", "figure2", "figure3", "figure4", "figure5", "lengths")
+ARTEFACTS = ("table1", "figure2", "figure3", "figure4", "figure5", "lengths", "questions")
 NOWHERE = Path("multirun/none")  # as if nothing had been trained
 
 

@@ -102,10 +102,14 @@ def _curve(job: JobReport, name: str, against: str) -> list[tuple[float, float]]
 
 
 class Runs:
-    """The runs of a scale, with overrides of the user's, in a folder that all artefacts share."""
+    """The runs of a scale, with overrides of the user's, in a folder that all artefacts share.
 
-    def __init__(self, scale: Scale, overrides: Sequence[str], folder: Path):
+    `methods` are those that Table 1 compares; None: all that there are.
+    """
+
+    def __init__(self, scale: Scale, overrides: Sequence[str], folder: Path, methods: Sequence[str] | None = None):
         self.scale, self.folder = scale, folder
+        self.methods = build.options("method") if methods is None else [*methods]
         self.seeds = [o for o in overrides if o.startswith("seed=")]
         self.how = [o for o in overrides if o.startswith("hydra")]
         self.overrides = [o for o in overrides if o not in (*self.seeds, *self.how)]

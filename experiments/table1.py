@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from aavae import build
 from aavae.loggers.screen import PROBES, in_order
 from aavae.reports.means import Spread, accuracies
 from experiments import plots
@@ -32,7 +31,7 @@ class Table1(Artefact):
         for dataset in scale.datasets:
             # Methods with the same recipe are one sweep, unless it has settings that only their models know.
             alike: dict[tuple[str, ...], list[str]] = {}
-            for method in methods():
+            for method in methods(runs):
                 recipe = own_recipe(runs, dataset, method)
                 if method == "vae":
                     found.append(Sweep(dataset, "loss.beta", scale.vae_betas, (*recipe, "method=vae")))
@@ -41,7 +40,7 @@ class Table1(Artefact):
                 else:
                     alike.setdefault(recipe, []).append(method)
             found += [Sweep(dataset, "method", tuple(several), recipe) for recipe, several in alike.items()]
-            for last, fixed in CONTROLS.values():
+            for last, fixed in self._controls(runs).values():
                 key, _, value = last.partition("=")
                 found.append(Sweep(dataset, key, (value,), _control(runs, dataset, fixed)))
         return found
@@ -50,7 +49,7 @@ class Table1(Artefact):
         """A row per method, and below those each β, floors, and what the paper quotes from elsewhere."""
         scale, datasets = runs.scale, list(runs.scale.datasets)
         chosen = {dataset: self._chosen(runs, dataset) for dataset in datasets}
-        by_method = {m: [self._group(runs, d, m, chosen[d]) for d in datasets] for m in methods()}
+        by_method = {m: [self._group(runs, d, m, chosen[d]) for d in datasets] for m in methods(runs)}
         papers = [d for d in PUBLISHED if d in datasets] or ["CIFAR-10"]
         others = _other_probes(by_method, scale.probe)
         head = ["method", *(f"{d}: {PROBES[scale.probe]}, measured" for d in datasets)]
@@ -75,27 +74,33 @@ class Table1(Artefact):
         ]
         controls = {
             name: [runs.of(d, *_control(runs, d, fixed), last) for d in datasets]
-            for name, (last, fixed) in CONTROLS.items()
+            for name, (last, fixed) in self._controls(runs).items()
         }
-        betas = {f"VAE, β = {b}": [self._group(runs, d, "vae", b) for d in datasets] for b in scale.vae_betas}
+        tried = scale.vae_betas if "vae" in runs.methods else ()
+        betas = {f"VAE, β = {b}": [self._group(runs, d, "vae", b) for d in datasets] for b in tried}
         rows += [row(name, groups, {}) for name, groups in (controls | betas).items()]
         rows += [row(name, by_method["aavae"], {}, feature) for feature, name in FLOORS.items()]
         rows += [row(f"{name}, quoted by the paper", [], printed) for name, printed in QUOTED.items()]
         first = {NAMES.get(m, m): groups[0] for m, groups in by_method.items()}
         first |= {name: groups[0] for name, groups in controls.items()}
         caption = [
-            f"β of the VAE was chosen by the mean score on validation images: {_betas(chosen)}.",
             "PFLOP and device-hours are of one run on the first dataset; device-hours include evaluation.",
             f"{datasets[0]}. " + differences("AAVAE", first, scale.probe),
         ]
-        caption.insert(1, scale.tuned)
+        caption.insert(0, scale.tuned)
         if scale.equal_work:
-            caption.insert(1, "Each method computes what AAVAE computes in its epochs, to the nearest epoch.")
+            caption.insert(0, "Each method computes what AAVAE computes in its epochs, to the nearest epoch.")
+        if tried:
+            caption.insert(0, f"β of the VAE was chosen by the mean score on validation images: {_betas(chosen)}.")
         if datasets != list(PUBLISHED):
             caption.append("The printed numbers are of ResNet-50 after 3200 epochs, with other data than these runs'.")
         every = [group for groups in (*by_method.values(), *controls.values(), *betas.values()) for group in groups]
         figure = self._figure(runs, {m: groups[0] for m, groups in by_method.items()}, against)
         return Sheet(head, rows, caption, figure, every)
+
+    def _controls(self, runs: Runs) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """They are of the VAE, and left out with it."""
+        return CONTROLS if "vae" in runs.methods else {}
 
     def _group(self, runs: Runs, dataset: str, method: str, beta: str) -> Group:
         extra = (f"loss.beta={beta}",) if method == "vae" else ()
@@ -137,10 +142,10 @@ class Table1(Artefact):
         return figure
 
 
-def methods() -> list[str]:
-    """All methods there are, the paper's first."""
-    known = [m for m in NAMES if m in build.options("method")]
-    return [*known, *(m for m in build.options("method") if m not in known)]
+def methods(runs: Runs) -> list[str]:
+    """The methods that are compared, the paper's first."""
+    known = [m for m in NAMES if m in runs.methods]
+    return [*known, *(m for m in runs.methods if m not in known)]
 
 
 def own_recipe(runs: Runs, dataset: str, method: str) -> tuple[str, ...]:

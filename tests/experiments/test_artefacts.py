@@ -22,6 +22,7 @@ from experiments.costs import ARTEFACTS as NAMED
 from experiments.costs import artefact as of
 from experiments.paper import NAMES, PUBLISHED, QUOTED, SCALES
 from experiments.runs import Runs
+from experiments.significance import holm
 from experiments.table1 import methods, own_recipe
 from experiments.work import flop_of_an_image
 
@@ -65,11 +66,12 @@ def test_runs_that_artefacts_share_are_one(tmp_path):
 
 
 def test_every_method_there_is_has_a_row(tmp_path, monkeypatch):
-    assert set(methods()) == set(build.options("method")) and methods()[: len(NAMES)] == list(NAMES)
+    found = methods(Runs(SCALES["smoke"], [], Path("none")))
+    assert set(found) == set(build.options("method")) and found[: len(NAMES)] == list(NAMES)
     found = {fixed[-1] for _, fixed in settings("table1", "smoke")} | {
         word for _, fixed in settings("table1", "smoke") for word in fixed
     }
-    assert {f"method={m}" for m in methods()} <= found
+    assert {f"method={m}" for m in build.options("method")} <= found
 
 
 @pytest.mark.parametrize("typed", [[], ["epochs=10"], ["++epochs=10"]], ids=" ".join)
@@ -175,6 +177,28 @@ def test_table1_has_means_floors_and_the_printed_numbers(done):
     assert "k=20; 300 test images" in text and "python -m experiments.table1 scale=smoke seed=0,1,2" in text
 
 
+def test_questions_are_paired_differences_with_intervals(done):
+    rows, text = made("questions")
+    one = next(row for row in rows if row["difference"] == "AAVAE − AAVAE without noise")
+    runs = Runs(SCALES["smoke"], ["seed=0,1,2"], Path("multirun/paper_smoke").absolute())
+    pair = [
+        runs.of("digits", *own_recipe(runs, "digits", m), f"method={m}").by_seed("knn") for m in ("aavae", "aavae_mean")
+    ]
+    test = ttest_rel(*([own[seed] for seed in (0, 1, 2)] for own in pair))
+    low, high = test.confidence_interval(0.95)
+    assert one["95 % interval"] == f"{low:+.1f} to {high:+.1f}" and one["p"] == f"{test.pvalue:.2g}"
+    assert len(rows) == 6 and "Holm" in text and "Codes at the end of training" in text
+    (last,) = (row for row in rows if row["question"].startswith("3."))
+    assert "AAVAE − SimCLR" in last["difference"] and last["seeds"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("given", "corrected"), [([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]), ([0.5, np.nan, 0.4], [0.8, np.nan, 0.8])]
+)
+def test_p_is_corrected_as_holm_does(given, corrected):
+    np.testing.assert_allclose(holm(given), corrected)
+
+
 DRAWN = [("table1", "epochs"), ("figure5", "epochs")]
 OTHERS = [(name, "epochs") for name in NAMED if name not in ("table1", "figure5")]
 DRAWN += [pytest.param(*own, marks=pytest.mark.slow) for own in [*OTHERS, ("table1", "pflop"), ("figure4", "hours")]]
@@ -228,6 +252,8 @@ def test_what_a_method_s_recipe_says_may_be_overridden():
     [
         ("table1", "scale=huge", "scale must be paper or cpu or digits or smoke"),
         ("table1", "against=time", "against must be epochs or pflop or hours"),
+        ("table1", "methods=aavae,gan", "methods=gan is not known; say all, or some of"),
+        ("table1", "methods=ae,vae", "methods=ae,vae must include aavae"),
         ("table1", "--quick", "--quick is not a setting"),
         ("figure3", "loss.beta=1", "figure3 chooses loss.beta itself"),
         ("figure4", "+batch_size=3", "figure4 chooses batch_size itself"),
