@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from aavae.weights import checkpoint
 
@@ -48,6 +49,38 @@ def test_two_processes_with_batchnorm_synchronised_end_as_one_does(train, monkey
     assert train(*WORDS, *words).code == 0
     for name, alone in weights().items():
         torch.testing.assert_close(together[name], alone, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_streamed_images_are_gone_on_with_in_the_middle_of_an_epoch(train, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(24):
+            image = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8, generator=generator)
+            Image.fromarray(image.numpy()).save(tmp_path / "photos" / name / f"{i}.png")
+    words = (
+        "dataset=image_folder", "dataset.path=photos", "dataset.image_size=16", "dataset.in_memory=false",
+        "dataset.workers=1", "batch_size=8", "epochs=2", "trainer.validate_every=0", "trainer.sync_batchnorm=true",
+        "optimizer=sgd", "optimizer.lr=0.0001",
+    )  # fmt: skip
+
+    def trained(steps: int) -> dict[str, torch.Tensor]:
+        run = started(*words, f"trainer.max_steps={steps}")
+        said, _ = run.communicate(timeout=300)
+        assert run.returncode == 0 and "2 processes" in said, said
+        assert checkpoint.load(Path("run/last.pt"))["step"] == steps
+        return weights()
+
+    trained(3)  # of 6 an epoch
+    continued = trained(8)
+    Path("run").rename("continued")
+    for name, whole in trained(8).items():
+        assert torch.equal(continued[name], whole), name
+    Path("run").rename("whole")
+    assert train(*WORDS, *words, "trainer.max_steps=8").code == 0
+    for name, alone in weights().items():
+        torch.testing.assert_close(continued[name], alone, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_a_dry_run_says_what_each_process_needs(monkeypatch, tmp_path):
