@@ -294,8 +294,9 @@ def _refuse_twins(plans: list, grid: Grid) -> None:
     if twice:
         names = [grid.name(p.overrides) for p in plans if p.identity == twice[0]]
         raise UserError(
-            f"{' and '.join(names[:2])} are one run, in one folder: what is swept does not change the weights it would "
-            "train step by step (as epochs, probes and logging do not); sweep=lengths judges one run at several lengths"
+            f"{' and '.join(names[:2])} are one run, in one folder: a folder is not named after what is swept (epochs, "
+            "probes, logging); sweep=lengths judges one run at several lengths, and where the schedule ends with the "
+            "epochs, each length is a sweep of its own (sweep.name=)"
         )
 
 
