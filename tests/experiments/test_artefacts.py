@@ -20,6 +20,7 @@ from aavae.sweeps import preflight
 from experiments import artefact
 from experiments.costs import ARTEFACTS as NAMED
 from experiments.costs import artefact as of
+from experiments.keep import keep
 from experiments.paper import NAMES, PUBLISHED, QUOTED, SCALES
 from experiments.runs import Runs
 from experiments.significance import holm
@@ -314,4 +315,15 @@ def test_runs_are_trained_once_and_a_dry_run_says_what_is_left(quick_jobs, train
     before = {p: p.stat().st_mtime_ns for p in Path("multirun").rglob("last.pt")}
     assert "runs        0 to train" in run("lengths", "dry_run=true") and run("lengths") and len(launched) == 1
     assert {p: p.stat().st_mtime_ns for p in Path("multirun").rglob("last.pt")} == before and len(before) == 2
-    assert "Not complete" not in Path("outputs/paper/smoke/lengths.md").read_text()
+    drawn = Path("outputs/paper/smoke/lengths.md").read_text()
+    assert "Not complete" not in drawn
+    # What is kept of them is enough to draw from, elsewhere and later, and names no folder of this machine.
+    assert keep(Path("multirun/paper_smoke"), Path("kept")) == 2
+    assert not list(Path("kept").rglob("*.pt")) and str(Path.cwd()) not in "".join(
+        path.read_text() for path in Path("kept").rglob("*.*")
+    )
+    assert "runs        0 to train" in run("lengths", "dry_run=true", "runs=kept") and run(
+        "lengths", "runs=kept", "out=again"
+    )
+    again = Path("again/lengths.md").read_text()
+    assert len(launched) == 1 and again.splitlines()[:-1] == drawn.splitlines()[:-1]
