@@ -161,6 +161,7 @@ def own_file(draw) -> tuple[str, bytes]:
 @given(file=own_file())
 @example(file=("loss", b"a: &a [0]\n" + b"b: [*a, *a]\n"))
 @example(file=("loss", b"[" * 900))
+@example(file=("augmentation", b"defaults:\n- ? ''\n  : null\n"))
 @example(file=("loss", b"\xef\xbb\xbfbeta: 1\n"))
 @example(file=("probe", b"# @package loss\n-1\n"))
 @example(file=("loss", b"beta: !!python/object/apply:os.getcwd []\n"))

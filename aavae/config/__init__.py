@@ -298,6 +298,11 @@ def _sentences(folders: Sequence[Path] = ()) -> Iterator[None]:
         raise UserError(_not_there(error, folders)) from error
     except RecursionError as error:
         raise UserError("a config is nested too deep, or leads back to itself") from error
+    except AssertionError as error:  # Hydra's, for an entry of a defaults list that has no name, say
+        places = " or ".join(map(str, folders)) or "aavae"
+        raise UserError(
+            f"a YAML file of {places} has a defaults list that Hydra cannot read; look at its entries"
+        ) from error
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
         if absent := re.match(r"Could not override '([^']+)'", str(error)):
             group = absent[1].split("@")[0]

@@ -139,15 +139,17 @@ class StreamedSplit:
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # for the workers' seeds, which nobody uses; else torch's own would move
         )
-        before = set(multiprocessing.active_children())
-        with blocked():
-            iterator = iter(loader)
-        workers = set(multiprocessing.active_children()) - before
-        _workers.update(workers)
-        if threading.current_thread() is threading.main_thread():
-            # Torch raises the death of a worker wherever it finds the main process, as in the middle of a step.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        before, workers, iterator = set(multiprocessing.active_children()), set(), iter(())
         try:
+            with blocked():
+                try:
+                    iterator = iter(loader)
+                finally:  # some may be there where not all could be started
+                    workers |= set(multiprocessing.active_children()) - before
+                    _workers.update(workers)
+            if threading.current_thread() is threading.main_thread():
+                # Torch raises the death of a worker wherever it finds the main process, as in the middle of a step.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             while (batch := _next(iterator, workers)) is not None:
                 if isinstance(batch, UserError):
                     raise batch

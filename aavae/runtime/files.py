@@ -60,7 +60,10 @@ def _whole_number(text: str) -> int:
 
 
 def also_as(path: Path, name: str) -> None:
-    """Give the file `path` a second name beside it, without writing it twice where the disk has hard links."""
+    """Give the file `path` a second name beside it, without writing it twice where the disk has hard links.
+
+    Raises UserError where that cannot be written.
+    """
     temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -72,6 +75,8 @@ def also_as(path: Path, name: str) -> None:
     try:
         os.replace(temporary, path.with_name(name))
         _sync(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path.with_name(name)}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)  # left over, too, if both were names of one file already
 

@@ -96,12 +96,20 @@ def listening(to_the_end: bool = False) -> Iterator[Signals]:
 
 @contextlib.contextmanager
 def blocked() -> Iterator[None]:
-    """Processes that are started within never receive STOPS: they are this one's to end, by SIGKILL."""
+    """Processes that are started within never receive STOPS: they are this one's to end, by SIGKILL.
+
+    A signal that another thread of this process receives meanwhile is answered at the end, not between two of them.
+    """
+    late: list[tuple[int, bool]] = []
+    heard = _current
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
-        yield
+        with heard.answered_by(lambda *told: late.append(told)) if heard else contextlib.nullcontext():
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for told in late:
+        heard._answer(*told)  # type: ignore[union-attr]
 
 
 def write(text: str) -> None:

@@ -181,6 +181,18 @@ def test_the_folder_reaches_the_disk_after_the_rename(tmp_path, monkeypatch):
     assert [(tmp_path / name).read_text() for name in "abc"] == ["1"] * 3 and len([*tmp_path.iterdir()]) == 3
 
 
+@pytest.mark.parametrize("operation", ["replace", "fsync"])
+def test_a_second_name_that_cannot_be_given_is_said(tmp_path, monkeypatch, operation):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    files.write(tmp_path / "a", "1")
+    monkeypatch.setattr(files.os, operation, full)
+    with pytest.raises(UserError, match=r"cannot write .*b: .*No space left on device"):
+        files.also_as(tmp_path / "a", "b")
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
+
+
 @pytest.mark.parametrize(("code", "passes"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
 def test_a_disk_that_flushes_no_folders_will_do(tmp_path, monkeypatch, code, passes):
     fsync = os.fsync

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -225,6 +226,26 @@ def test_a_signal_to_the_workers_too_stops_a_streamed_run_as_any(streamed, monke
     assert ended.code == 128 + signum, ended.err
     assert state()["reason"] == f"stopped by {signum.name}" and saved_step() == 2
     assert not multiprocessing.active_children()
+
+
+def test_a_signal_that_another_thread_receives_while_workers_start_leaves_none(streamed, monkeypatch):
+    start, waiting, left = multiprocessing.Process.start, threading.Event(), [signal.SIGTERM]
+    other = threading.Thread(target=waiting.wait)
+    other.start()
+
+    def also(self):
+        start(self)
+        if left:
+            signal.pthread_kill(other.ident, left.pop())
+            time.sleep(0.01)
+
+    monkeypatch.setattr(multiprocessing.Process, "start", also)
+    try:
+        ended = streamed()
+    finally:
+        waiting.set()
+    assert ended.code == 128 + signal.SIGTERM and "Exception ignored" not in ended.err, ended.err
+    assert not left and not multiprocessing.active_children()
 
 
 def test_a_worker_that_is_killed_fails_the_run_in_a_sentence_and_what_was_learned_is_saved(streamed, monkeypatch):
