@@ -251,7 +251,7 @@ def test_what_a_method_s_recipe_says_may_be_overridden():
 @pytest.mark.parametrize(
     ("name", "word", "said"),
     [
-        ("table1", "scale=huge", "scale must be paper or cpu or digits or smoke"),
+        ("table1", "scale=huge", "scale must be paper or cpu or cpu_hour or digits or smoke"),
         ("table1", "against=time", "against must be epochs or pflop or hours"),
         ("table1", "methods=aavae,gan", "methods=gan is not known; say all, or some of"),
         ("table1", "methods=ae,vae", "methods=ae,vae must include aavae"),
