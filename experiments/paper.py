@@ -166,8 +166,8 @@ CPU = PAPER._replace(
     ),
     similar="CIFAR-10",
     equal_work=True,
-    tuned="All have AdamW at one learning rate: of three the best, or level with it, for each method on which they were "
-    "tried (experiments/LOG.md, 2026-11-29).",
+    tuned="All have AdamW at one learning rate: of three the best, or level with it, for each method on which they "
+    "were tried (experiments/LOG.md, 2026-11-29).",
 )
 HOUR = CPU._replace(name="cpu_hour", datasets={"CIFAR-10": ("experiment=cifar10_cpu_hour", *scaled(256))})
 DIGITS = CPU._replace(
