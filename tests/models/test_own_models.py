@@ -149,12 +149,18 @@ def _small() -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("experiment", "lr"), [("cifar10", 0.00025), ("stl10", 0.0005), ("digits", 0.001), ("cifar10_cpu", 0.001)]
+    ("experiment", "name", "lr"),
+    [
+        ("cifar10", "adam", 0.00025),
+        ("stl10", "adam", 0.0005),
+        ("digits", "adam", 0.001),
+        ("cifar10_cpu", "adamw", 0.002),
+    ],
 )
-def test_an_experiment_s_optimizer_keeps_its_learning_rate(experiment, lr):
+def test_an_experiment_s_optimizer_keeps_its_learning_rate(experiment, name, lr):
     cfg = build.compose(["method=simclr", f"experiment={experiment}"])
     settings, factor = build._scaled(cfg, build.dataset(cfg))
-    assert (settings["name"], settings["lr"], factor) == ("adam", lr, 1.0)
+    assert (settings["name"], settings["lr"], factor) == (name, lr, 1.0)
 
 
 def test_another_optimizer_brings_its_own_learning_rate():
