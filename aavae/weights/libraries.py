@@ -54,10 +54,11 @@ def _resnet(architecture: dict, library: str) -> str:
             "max-pool) and would compute something else; use to=encoder"
         )
     name = RESNETS.get((architecture["block"], tuple(architecture["layers"])))
-    if name is None or channels != 64:
+    widened = ", with a layer behind the last block" if architecture.get("output_dim") else ""
+    if name is None or channels != 64 or widened:
         raise UserError(
             f"{library} has no ResNet of {architecture['block']} blocks {architecture['layers']} that is "
-            f"{channels} channels wide from the stem on; use to=encoder"
+            f"{channels} channels wide from the stem on{widened}; use to=encoder"
         )
     return name
 

@@ -66,12 +66,14 @@ def test_the_resnet_for_cpus_is_torchvision_s_blocks_at_half_the_resolution():
         blocks.append(nn.Sequential(torchvision.models.resnet.BasicBlock(width, planes, stride, skip)))
         width = planes
     stem = [nn.Conv2d(3, 32, 3, 2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
-    theirs = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    widened = [nn.Conv2d(256, 1024, 1, bias=False), nn.BatchNorm2d(1024), nn.ReLU()]
+    theirs = nn.Sequential(*stem, *blocks, *widened, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     theirs.load_state_dict(dict(zip(theirs.state_dict(), net.state_dict().values(), strict=True)), strict=True)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(net(images), theirs(images))
-        assert [x.shape[-1] for x in net.maps(images)] == [16, 8, 4, 4] and net.output_dim == 256
+        assert [x.shape[-1] for x in net.maps(images)] == [16, 8, 4, 4] and net.output_dim == 1024
+    assert encoder("resnet_cpu", output_dim=None)(images).shape == (2, 256)
 
 
 @pytest.mark.parametrize(

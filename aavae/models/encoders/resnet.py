@@ -53,6 +53,17 @@ class Block(nn.Module):
         return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
 
 
+class Widen(nn.Module):
+    """A 1×1 convolution to `out_channels`, normalised, behind the last block: more features for few products."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str):
+        super().__init__()
+        self.conv, self.bn = _conv(in_channels, out_channels, 1), NORMS[norm](out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)), inplace=True)
+
+
 class ResNet(nn.Module):
     """Images `(B, 3, H, W)` → average-pooled features `(B, output_dim)`; the arguments are those of `resnet`."""
 
@@ -61,7 +72,15 @@ class ResNet(nn.Module):
     layer3: nn.Sequential
     layer4: nn.Sequential
 
-    def __init__(self, bottleneck: bool, layers: list[int], channels: int, stem: str, norm: str = "batch"):
+    def __init__(
+        self,
+        bottleneck: bool,
+        layers: list[int],
+        channels: int,
+        stem: str,
+        norm: str = "batch",
+        output_dim: int | None = None,
+    ):
         super().__init__()
         kernel, stride = {"cifar": (3, 1), "half": (3, 2)}.get(stem, (7, 2))
         self.conv1 = _conv(3, channels, kernel, stride)
@@ -76,7 +95,9 @@ class ResNet(nn.Module):
                 blocks.append(Block(width, planes, stride if j == 0 else 1, bottleneck, norm))
                 width = planes * (4 if bottleneck else 1)
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
-        self.output_dim = width
+        if output_dim:
+            self.layer4.append(Widen(width, output_dim, norm))
+        self.output_dim = output_dim or width
         for m in self.modules():  # no zero-init of the last BatchNorm of a block, as released
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
@@ -96,12 +117,20 @@ class ResNet(nn.Module):
         return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
-def resnet(block: str, layers: list[int], channels: int = 64, stem: str = "cifar", norm: str = "batch") -> ResNet:
+def resnet(
+    block: str,
+    layers: list[int],
+    channels: int = 64,
+    stem: str = "cifar",
+    norm: str = "batch",
+    output_dim: int | None = None,
+) -> ResNet:
     """A ResNet without its classifier, `(B, 3, H, W)` → `(B, output_dim)`, average-pooled.
 
     `channels` is the width of stem and first stage: 64, 128 (w2), 256 (w4) or 16 (tiny); stages double it. Stems:
     `cifar` (3×3, stride 1), `stl` (7×7, stride 2), `imagenet` (7×7, stride 2, max-pool), `half` (3×3, stride 2; the
-    last stage has stride 1). `norm` is batch or layer. Raises UserError for an unknown block, stem or norm.
+    last stage has stride 1). `norm` is batch or layer. With `output_dim` a 1×1 convolution behind the last block makes
+    as many features. Raises UserError for an unknown block, stem or norm, and for widths below 1.
     """
     if block not in BLOCKS:
         raise UserError(f"encoder.block must be one of {', '.join(BLOCKS)}, not {block!r}")
@@ -113,4 +142,6 @@ def resnet(block: str, layers: list[int], channels: int = 64, stem: str = "cifar
         raise UserError(
             f"encoder.layers must be four positive depths, encoder.channels a positive width; not {layers}, {channels}"
         )
-    return ResNet(block == "bottleneck", layers, channels, stem, norm)
+    if output_dim is not None and output_dim < 1:
+        raise UserError(f"encoder.output_dim must be a positive width or null, not {output_dim}")
+    return ResNet(block == "bottleneck", layers, channels, stem, norm, output_dim)
