@@ -115,7 +115,8 @@ def _codes(groups: dict[str, Group]) -> str:
     for method, group in groups.items():
         norm, snr = group.last("train/mu_norm"), group.last("train/snr")
         if norm:
-            ratio = f", log10 SNR {math.log10(snr.mean):.1f}" if snr and snr.mean > 0 else ""
+            used = method != "aavae_mean" and snr and snr.mean > 0  # its σ is there, and draws nothing
+            ratio = f", log10 SNR {math.log10(snr.mean):.1f}" if used else ""
             parts.append(f"{NAMES[method]} ‖μ‖ {norm.mean:.3g}{ratio}")
     return "; ".join(parts) or "not logged"
 
