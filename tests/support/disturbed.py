@@ -33,6 +33,7 @@ class Child:
         self.log = folder / f"log{time.monotonic_ns()}.txt"
         self.log.touch()
         env = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"} | (env or {})
+        env.pop("WANDB_SERVICE", None)  # of a logger in this process, whose service it would share
         own = (list(words), str(folder), str(self.log), env, hook, forked._composed)
         self._process = forked._CONTEXT.Process(target=_become, args=own)
         self._process.start()
