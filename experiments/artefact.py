@@ -48,8 +48,11 @@ class Asked(NamedTuple):
     overrides: list[str]
 
 
-def parse(argv: list[str]) -> Asked:
-    """Raises UserError for what is not `key=value`, and for an unknown scale, measure or method."""
+def parse(argv: list[str], out: str = "outputs/paper/{}") -> Asked:
+    """What was typed; `out` is the folder it writes to if none is typed, `{}` in it the scale.
+
+    Raises UserError for what is not `key=value`, and for an unknown scale, measure or method.
+    """
     settings = dict(SETTINGS)
     overrides = []
     for word in argv:
@@ -70,8 +73,8 @@ def parse(argv: list[str]) -> Asked:
     if "aavae" not in methods:
         raise UserError(f"methods={settings['methods']} must include aavae, which the others are compared with")
     folder = Path(settings["runs"] or f"multirun/paper_{scale.name}").absolute()
-    out = Path(settings["out"] or f"outputs/paper/{scale.name}")
-    return Asked(scale, settings["against"], (*methods,), folder, out, settings["dry_run"] == "true", overrides)
+    there = Path(settings["out"] or out.format(scale.name))
+    return Asked(scale, settings["against"], (*methods,), folder, there, settings["dry_run"] == "true", overrides)
 
 
 def make(artefact: Artefact, argv: list[str]) -> int:

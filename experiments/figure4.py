@@ -21,12 +21,13 @@ class Figure4(Artefact):
     def _panels(self, runs: Runs) -> dict[str, Sweep]:
         scale, dataset = runs.scale, next(iter(runs.scale.datasets))
         key, decoders = scale.decoders
+        own = own_recipe(runs, dataset, "aavae")
         contrastive = (*own_recipe(runs, dataset, CONTRASTIVE), f"method={CONTRASTIVE}")
         return {
-            "(a) batch size": Sweep(dataset, "batch_size", scale.batch_sizes),
-            "(b) latent dimension": Sweep(dataset, "latent_dim", scale.latent_dims),
-            "(c) decoder": Sweep(dataset, key, decoders),
-            "(d) log σ²": Sweep(dataset, "loss.log_scale", scale.log_scales),
+            "(a) batch size": Sweep(dataset, "batch_size", scale.batch_sizes, own),
+            "(b) latent dimension": Sweep(dataset, "latent_dim", scale.latent_dims, own),
+            "(c) decoder": Sweep(dataset, key, decoders, own),
+            "(d) log σ²": Sweep(dataset, "loss.log_scale", scale.log_scales, own),
             "SimCLR, batch size": Sweep(dataset, "batch_size", scale.batch_sizes, contrastive),
         }
 

@@ -52,12 +52,10 @@ def keep(runs: Path, out: Path) -> int:
 
 
 def _work() -> int:
-    asked = parse(sys.argv[1:])
+    asked = parse(sys.argv[1:], "experiments/results/{}/runs")
     if asked.overrides:
         raise UserError(f"{asked.overrides[0]} is not a setting here; say scale=, runs= and out=")
-    typed = any(word.startswith("out=") for word in sys.argv[1:])
-    out = asked.out if typed else Path("experiments/results") / asked.scale.name / "runs"
-    print(f"{count(keep(asked.folder, out), 'run')} kept in {shown(out)}")
+    print(f"{count(keep(asked.folder, asked.out), 'run')} kept in {shown(asked.out)}")
     return 0
 
 

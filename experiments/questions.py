@@ -91,9 +91,7 @@ class Questions(Artefact):
         return Sheet(head, rows, caption, figure, shown)
 
     def _fixed(self, runs: Runs, method: str) -> tuple[str, ...]:
-        dataset = next(iter(runs.scale.datasets))
-        # AAVAE's are those of Figure 4, which leaves the method to the config's default.
-        return (*own_recipe(runs, dataset, method), f"method={method}") if method != "aavae" else ()
+        return (*own_recipe(runs, next(iter(runs.scale.datasets)), method), f"method={method}")
 
 
 def _ranges(groups: dict[str, Group], probe: str) -> dict[object, float]:

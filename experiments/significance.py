@@ -13,30 +13,6 @@ LEVEL = 0.05
 FEWEST = 3  # seeds: two have next to no power, and equal differences by chance
 
 
-def differences(reference: str, groups: dict[str, Group], probe: str) -> str:
-    """A sentence on which settings differ from the `reference` by more than the seeds do: paired t-tests over seeds."""
-    from scipy.stats import ttest_rel
-
-    own = groups[reference].by_seed(probe)
-    clear: list[str] = []
-    unclear: list[str] = []
-    seeds: set[object] = set()
-    for name, group in groups.items():
-        other = group.by_seed(probe)
-        common = [seed for seed in own if seed in other]
-        if name == reference or len(common) < FEWEST:
-            continue
-        seeds |= set(common)
-        with warnings.catch_warnings(action="ignore"):  # of equal numbers, which have no p
-            p = float(ttest_rel([other[s] for s in common], [own[s] for s in common]).pvalue)
-        (clear if p < LEVEL else unclear).append(f"{name} (p = {p:.2g})" if p == p else f"{name} (equal)")
-    if not clear and not unclear:
-        return f"Fewer than {FEWEST} seeds are done, too few for a paired t-test."
-    parts = [f"differ from {reference}: {', '.join(clear)}" if clear else f"none differs from {reference}"]
-    parts += [f"within the seeds' spread: {', '.join(unclear)}"] if unclear else []
-    return f"Paired t-tests over {len(seeds)} seeds, level {LEVEL}, not corrected for their number: {'; '.join(parts)}."
-
-
 class Paired(NamedTuple):
     """A mean difference in points, its 95 % interval and p (NaN below FEWEST seeds), and each seed's difference."""
 
@@ -65,6 +41,27 @@ def paired(first: dict[object, float], second: dict[object, float]) -> Paired:
         test = ttest_rel([first[s] for s in common], [second[s] for s in common])
         interval = test.confidence_interval(1 - LEVEL)
     return Paired(mean, float(interval.low), float(interval.high), float(test.pvalue), values)
+
+
+def differences(reference: str, groups: dict[str, Group], probe: str) -> str:
+    """A sentence on which settings differ from the `reference` by more than the seeds do: paired t-tests over seeds."""
+    own = groups[reference].by_seed(probe)
+    clear: list[str] = []
+    unclear: list[str] = []
+    seeds: set[object] = set()
+    for name, group in groups.items():
+        other = group.by_seed(probe)
+        test = paired(other, own)
+        if name == reference or test.seeds < FEWEST:
+            continue
+        seeds |= own.keys() & other.keys()
+        equal = math.isnan(test.p)
+        (clear if test.p < LEVEL else unclear).append(f"{name} (equal)" if equal else f"{name} (p = {test.p:.2g})")
+    if not clear and not unclear:
+        return f"Fewer than {FEWEST} seeds are done, too few for a paired t-test."
+    parts = [f"differ from {reference}: {', '.join(clear)}" if clear else f"none differs from {reference}"]
+    parts += [f"within the seeds' spread: {', '.join(unclear)}"] if unclear else []
+    return f"Paired t-tests over {len(seeds)} seeds, level {LEVEL}, not corrected for their number: {'; '.join(parts)}."
 
 
 def holm(ps: Sequence[float]) -> list[float]:

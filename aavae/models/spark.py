@@ -49,6 +49,7 @@ class VisibleBatchNorm(nn.Module):
         self.layer, self.visible = layer, visible
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps `(B, C, h, w)` → maps of the same shape, 0 where nothing is visible."""
         layer: Any = self.layer
         seen = self.visible.like(x)
         if not layer.training:
