@@ -8,10 +8,9 @@ import signal
 import time
 
 import faults
+import image_files
 import pytest
-import torch
 from disturbed import TINY, Child, as_if_nothing_had_happened, nothing_half_written, sentence, trained
-from PIL import Image
 
 from aavae.runtime.signals import STOPS
 from aavae.weights import checkpoint
@@ -42,12 +41,9 @@ STREAMED = (*TINY, "dataset=image_folder", "dataset.path=photos", "dataset.image
 
 
 def test_signals_to_the_whole_group_at_random_moments(tmp_path, injected):
-    generator, draw, run = torch.Generator().manual_seed(0), random.Random(2), tmp_path / "run"
-    for name in ("a", "b"):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for i in range(12):
-            image = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8, generator=generator)
-            Image.fromarray(image.numpy()).save(tmp_path / "photos" / name / f"{i}.png")
+    draw, run = random.Random(2), tmp_path / "run"
+    names = [f"photos/{name}/{i}.png" for name in "ab" for i in range(12)]
+    image_files.save(tmp_path, names, height=16, width=16)
     words = [word for word in STREAMED if not word.startswith("dataset.size")]
     words += ["epochs=1000", "trainer.validate_every=2"]
     lock, status = run / ".lock", run / "status.json"

@@ -11,9 +11,9 @@ import threading
 import time
 from pathlib import Path
 
+import image_files
 import pytest
 import torch
-from PIL import Image
 
 from aavae.errors import Interrupted
 from aavae.loggers.metrics_file import MetricsFile
@@ -202,12 +202,8 @@ PHOTOS = (*DEBUG, "dataset=image_folder", "dataset.path=photos", "dataset.image_
 @pytest.fixture
 def streamed(train, tmp_path):
     """`aavae-train ARGUMENTS` on images that two workers read."""
-    generator = torch.Generator().manual_seed(0)
-    for name in ("a", "b"):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for i in range(24):
-            image = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8, generator=generator)
-            Image.fromarray(image.numpy()).save(tmp_path / "photos" / name / f"{i}.png")
+    names = [f"photos/{name}/{i}.png" for name in "ab" for i in range(24)]
+    image_files.save(tmp_path, names, height=16, width=16)
     more = ("dataset.workers=2", "batch_size=8", "trainer.validate_every=0", "trainer.log_every=1")
     return lambda *arguments: train(*PHOTOS, *more, *arguments)
 

@@ -3,11 +3,13 @@
 import json
 import os
 import queue
+import shutil
 import signal
 import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import wandb_reader
@@ -235,6 +237,13 @@ def test_the_agents_own_loop_runs_what_is_drawn(path, agent, tmp_path, monkeypat
         assert {name: config[name] for name in draw} == draw  # as W&B's own table of runs has them
         assert all(str(value) in run.display_name for value in draw.values())
         assert sweep["metric"]["name"] in wandb_reader.summary(folder)
+
+
+def test_the_room_for_a_folder_that_is_not_there_yet_is_that_of_the_nearest_one(tmp_path, monkeypatch):
+    logger, asked = WandB(), []
+    logger.folder = tmp_path / "run" / "wandb"
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: asked.append(place) or SimpleNamespace(free=2**40))
+    assert logger._full() is None and asked == [tmp_path]
 
 
 def test_a_run_id_in_the_environment_is_not_shared_by_the_jobs_of_a_sweep(tmp_path, monkeypatch):

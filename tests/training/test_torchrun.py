@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import image_files
 import pytest
 import torch
-from PIL import Image
 
 from aavae.weights import checkpoint
 
@@ -53,12 +53,8 @@ def test_two_processes_with_batchnorm_synchronised_end_as_one_does(train, monkey
 
 def test_streamed_images_are_gone_on_with_in_the_middle_of_an_epoch(train, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    generator = torch.Generator().manual_seed(0)
-    for name in ("a", "b"):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for i in range(24):
-            image = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8, generator=generator)
-            Image.fromarray(image.numpy()).save(tmp_path / "photos" / name / f"{i}.png")
+    names = [f"photos/{name}/{i}.png" for name in "ab" for i in range(24)]
+    image_files.save(tmp_path, names, height=16, width=16)
     words = (
         "dataset=image_folder", "dataset.path=photos", "dataset.image_size=16", "dataset.in_memory=false",
         "dataset.workers=1", "batch_size=8", "epochs=2", "trainer.validate_every=0", "trainer.sync_batchnorm=true",
