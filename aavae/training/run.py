@@ -7,29 +7,27 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from aavae import __version__
-from aavae.datasets import same_images
-from aavae.errors import Damaged, UserError, mark_told
+from aavae.errors import UserError, mark_told
 from aavae.loggers import Beginning, Loggers, name_for
 from aavae.loggers.screen import Reporter, duration, results_tables, shown
 from aavae.probes.guests import Evaluation, Results
 from aavae.runs import status
-from aavae.runs.identity import identity, identity_config
-from aavae.runs.provenance import PROVENANCE, note, provenance
+from aavae.runs.identity import identity
+from aavae.runs.provenance import note, provenance
 from aavae.runs.results import RESULTS, read_results, record
 from aavae.runs.tidy import is_whole
 from aavae.runtime import files, secrets, threads
 from aavae.runtime.device import device_name, has_bf16_units
 from aavae.runtime.signals import Signals, listening
 from aavae.runtime.words import count, epochs, folded
-from aavae.training import resume as restart
+from aavae.training.continuation import Continuation
 from aavae.training.flops import training_flop
 from aavae.training.loop import Loop
 from aavae.training.trainer import Trainer
-from aavae.weights import checkpoint, encoder_file, schema
+from aavae.weights import checkpoint, encoder_file
 from aavae.weights.model_card import accuracies, card, facts
 from aavae.weights.ready import resize_of
 
@@ -65,7 +63,6 @@ class Run:
         self.command, self.typed = command, typed
         self.chosen, self.group = chosen, group
         self.name = name or name_for(config["method"], trainer.dataset.name, folder)
-        self._probes_before: dict | None = None  # the settings of probes in the checkpoint
         self._stage = "training"
         self._flop: float | None = None  # of a training image
         self.reporter = Reporter(quiet=not trainer.processes.leads)
@@ -75,6 +72,7 @@ class Run:
             "data": trainer.dataset.fingerprint(),
             "version": __version__,
         }
+        self._start = Continuation(trainer, folder, config, self.facts["data"], self.reporter)
 
     def go(self) -> float | None:
         """Train, evaluate, and return the score: the validation accuracy of h by the first probe that measures one; if
@@ -85,14 +83,14 @@ class Run:
         leads = self.trainer.processes.leads
         with files.only_one(self.folder) if leads else contextlib.nullcontext(), listening() as signals:
             try:
-                remembered = self._resume()
+                self._start.find(self.resume)
                 if (records := self._finished()) is not None:
                     self.reporter.say(f"{shown(self.folder)} is finished ({epochs(self.trainer.epoch)}); its results:")
                     self.reporter.show(results_tables(records, self.trainer.model.start))
                     return self.trainer.score
                 heart = status.Heart(self.folder, self._facts, self.trainer.step > 0, command=self.command)
                 # Before anything is written: a logger that cannot start leaves nothing behind.
-                origin = self._begin(remembered)
+                origin = self._begin()
                 self._work(heart, origin, signals)
             except KeyboardInterrupt as error:  # before the first step, or when all was done and loggers were closed
                 if leads and not getattr(error, "said", False) and (self.folder / status.STATUS).exists():
@@ -104,7 +102,7 @@ class Run:
     def _work(self, heart: status.Heart, origin: dict, signals: Signals) -> None:
         leads, logger, failed = self.trainer.processes.leads, self.logger, True
         try:
-            self._remove(RESULTS)  # of fewer epochs, or of other probes
+            self._start.remove(RESULTS)  # of fewer epochs, or of other probes
             self._write("config.yaml", self.config_yaml)
             if leads:
                 note(self.folder, origin)
@@ -119,7 +117,7 @@ class Run:
             if leads:
                 logger.encoder(self.folder / encoder_file.ENCODER, encoder, card(encoder))
             if leads and is_whole(self.folder / checkpoint.LAST):
-                self._remove(checkpoint.PREVIOUS)
+                self._start.remove(checkpoint.PREVIOUS)
             failed = False
         except KeyboardInterrupt as error:
             self._say(heart, "interrupted", f"stopped by {_name(error)}")
@@ -135,68 +133,7 @@ class Run:
 
     # ---- Beginning ------------------------------------------------------------------------------------------------
 
-    def _resume(self) -> dict:
-        """Put the trainer where `resume` says; returns what the loggers remembered."""
-        how = self.resume
-        self._remove(".*.tmp")  # of a process that was killed while it wrote
-        if how == "never":
-            self._remove(checkpoint.LAST, checkpoint.PREVIOUS, "epoch_*.pt", RESULTS, PROVENANCE)
-            return {}
-        if how == "auto":
-            return self._continue()
-        source = Path(how)
-        if source.is_dir():
-            if (found := checkpoint.find(source, schema.JUDGED, self._restore)) is None:
-                raise UserError(f"there is no checkpoint in {how}")
-            if found.note:
-                self.reporter.say(found.note)
-        else:
-            self._restore(checkpoint.load(source, schema.JUDGED), source)
-        own = list(self.folder.glob("*.pt"))
-        if source.absolute() not in (self.folder, *own) and own:
-            raise UserError(f"{self.folder} holds a run already; name another hydra.run.dir= for resume={how}")
-        return {}
-
-    def _continue(self) -> dict:
-        """Go on from the newest good checkpoint in the run's own folder; returns what the loggers remembered."""
-        if strange := [p for p in (self.folder / checkpoint.LAST, *self.folder.glob("*.pt")) if p.is_dir()]:
-            raise UserError(f"{strange[0]} is a folder, where a checkpoint is to be written; move it away")
-
-        def restore(state: dict, path: Path) -> None:
-            self._refuse_another_run(state)
-            self._restore(state, path)
-
-        try:
-            found = checkpoint.find(self.folder, schema.JUDGED, restore)
-        except Damaged as error:
-            raise UserError(f"{error}; resume=never starts the run again") from error
-        if found is None:
-            self._refuse_a_lost_checkpoint()
-            return {}
-        self.trainer.saved = self.trainer.step
-        if found.note:
-            self.reporter.say(found.note)
-            if self.trainer.processes.leads:  # or the next one written would make the damaged one the previous
-                files.also_as(found.path, checkpoint.LAST)
-        return found.state["loggers"]
-
-    def _restore(self, state: dict, path: Path) -> None:
-        restart.restore(self.trainer, state, str(path))
-        self._take_threads(state.get("threads"))
-        self._probes_before = state["config"].get("probe")
-
-    def _take_threads(self, before: int | None) -> None:
-        # Sums have the same bits only with as many threads.
-        here, cores = torch.get_num_threads(), len(threads.cores())
-        if self.trainer.device.type != "cpu" or before in (None, here):
-            return
-        if threads.chosen() or before > cores:
-            self.reporter.say(f"threads     {here}, {before} before: last digits can differ from an unbroken run's")
-        else:
-            torch.set_num_threads(before)
-            self.reporter.say(f"threads     {before}, as before, so that all numbers are those of an unbroken run")
-
-    def _begin(self, remembered: dict) -> dict:
+    def _begin(self) -> dict:
         """Start the loggers; returns the session's provenance."""
         t, seed = self.trainer, self.config["seed"]
         origin = {"step": t.step, "precision": t.precision.name}
@@ -212,7 +149,7 @@ class Run:
                 chosen=self.chosen,
                 name=self.name,
                 group=self.group,
-                remembered=remembered,
+                remembered=self._start.remembered,
                 provenance=origin,
             )
         )
@@ -222,32 +159,6 @@ class Run:
         for stale in (p for pattern in patterns for p in self.folder.glob(pattern)):
             if self.trainer.processes.leads:
                 stale.unlink(missing_ok=True)
-
-    def _refuse_a_lost_checkpoint(self) -> None:
-        # A run that was stopped before its first checkpoint starts afresh; one that had a checkpoint does not.
-        before = None
-        with contextlib.suppress(UserError):
-            before = status.read(self.folder)
-        if (saved := (before or {}).get("saved")) is not None:
-            raise UserError(
-                f"{self.folder} had a checkpoint of step {saved:,}, which is gone; put {checkpoint.LAST} back, "
-                "or start the run again with resume=never"
-            )
-
-    def _refuse_another_run(self, state: dict) -> None:
-        before, now = identity_config(state["config"]), identity_config(self.config)
-        changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
-        ways_out = "name another hydra.run.dir=, or start it again with resume=never"
-        if changed:
-            listed = ", ".join(f"{k}={before.get(k)} (now {now.get(k)})" for k in changed[:4])
-            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-            raise UserError(f"{self.folder} holds another run: {listed}{more}; {ways_out}")
-        if state["step"] and not same_images(state["data"], self.facts["data"]):
-            raise UserError(
-                f"{self.folder} holds a run on other images than those given now, of which "
-                f"{len(self.trainer.loader.split):,} are for pretraining; put back what was removed or changed, or "
-                f"{ways_out}"
-            )
 
     def _finished(self) -> list[dict] | None:
         """The results of a run that has nothing left to do: trained to the end, and judged by the probes asked for."""
@@ -259,7 +170,7 @@ class Run:
             done = (status.read(self.folder) or {}).get("state") == "done"
             encoder_file.read(self.folder / encoder_file.ENCODER)
             same_epoch = {r["epoch"] for r in records} == {self.trainer.epoch}
-            if done and same_epoch and self._probes_before == self.config["probe"]:
+            if done and same_epoch and self._start.probes == self.config["probe"]:
                 return records
         return None
 

@@ -114,7 +114,9 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, output_dim, h, w)
-        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+        # `adaptive_avg_pool2d` gives the same bits, but a gradient that is not channels_last: on a CPU the ReLU before
+        # it then took a tenth of the whole step.
+        return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
 
 
 def resnet(
