@@ -18,7 +18,7 @@ NOT_IDENTITY = (
 # Keys that were added later, with the value they had before they were: it does not make another run.
 IMPLIED = {
     "model.together": True, "augmentation.jitter": None, "augmentation.solarize_p": 0.0, "encoder.weights": None,
-    "encoder.pretrained": False, "encoder.output_dim": None,
+    "encoder.pretrained": False, "encoder.output_dim": None, "encoder.pool": 1,
     "trainer.sync_batchnorm": None, "trainer.virtual_batch": None, "trainer.grad_checkpointing": False,
 }  # fmt: skip
 

@@ -55,6 +55,8 @@ def _resnet(architecture: dict, library: str) -> str:
         )
     name = RESNETS.get((architecture["block"], tuple(architecture["layers"])))
     widened = ", with a layer behind the last block" if architecture.get("output_dim") else ""
+    if (pool := architecture.get("pool", 1)) > 1:
+        raise UserError(f"{library} has no ResNet whose features are the means of {pool}² cells; use to=encoder")
     if name is None or channels != 64 or widened:
         raise UserError(
             f"{library} has no ResNet of {architecture['block']} blocks {architecture['layers']} that is "

@@ -66,14 +66,41 @@ def test_the_resnet_for_cpus_is_torchvision_s_blocks_at_half_the_resolution():
         blocks.append(nn.Sequential(torchvision.models.resnet.BasicBlock(width, planes, stride, skip)))
         width = planes
     stem = [nn.Conv2d(3, 32, 3, 2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
-    widened = [nn.Conv2d(256, 1024, 1, bias=False), nn.BatchNorm2d(1024), nn.ReLU()]
-    theirs = nn.Sequential(*stem, *blocks, *widened, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    theirs = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(2), nn.Flatten()).eval()
     theirs.load_state_dict(dict(zip(theirs.state_dict(), net.state_dict().values(), strict=True)), strict=True)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(net(images), theirs(images))
         assert [x.shape[-1] for x in net.maps(images)] == [16, 8, 4, 4] and net.output_dim == 1024
-    assert encoder("resnet_cpu", output_dim=None)(images).shape == (2, 256)
+    assert encoder("resnet_cpu", pool=1)(images).shape == (2, 256)
+
+
+def test_more_features_by_a_convolution_behind_the_last_block():
+    net = encoder("resnet_tiny", output_dim=36, pool=2).eval()
+    plain = encoder("resnet_tiny").eval()
+    plain.load_state_dict({k: v for k, v in net.state_dict().items() if k in plain.state_dict()})
+    last = net.layer4[-1]
+    widened = nn.Sequential(nn.Conv2d(128, 9, 1, bias=False), nn.BatchNorm2d(9), nn.ReLU(), nn.AvgPool2d(2)).eval()
+    widened[0].weight, widened[1].weight, widened[1].bias = last.conv.weight, last.bn.weight, last.bn.bias
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(net(images), widened(plain.maps(images)[-1]).flatten(1))
+    assert net.output_dim == 36
+
+
+@pytest.mark.parametrize("kind", [torch.channels_last, torch.contiguous_format])
+def test_pooled_features_and_their_gradient_have_the_bits_of_torch_s_pooling(kind):
+    net = encoder("resnet_tiny").eval().to(memory_format=kind)
+    images = [torch.randn(4, 3, 28, 28).to(memory_format=kind).requires_grad_() for _ in range(2)]
+    with torch.no_grad():
+        images[1].copy_(images[0])
+    theirs = nn.functional.adaptive_avg_pool2d(net.maps(images[1])[-1], 1).flatten(1)
+    ours = net(images[0])
+    assert torch.equal(ours, theirs)
+    slope = torch.randn_like(ours)
+    ours.backward(slope)
+    theirs.backward(slope)
+    assert torch.equal(images[0].grad, images[1].grad)
 
 
 @pytest.mark.parametrize(

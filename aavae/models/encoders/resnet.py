@@ -65,7 +65,10 @@ class Widen(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images `(B, 3, H, W)` → average-pooled features `(B, output_dim)`; the arguments are those of `resnet`."""
+    """Images `(B, 3, H, W)` → average-pooled features `(B, output_dim)`; the arguments are those of `resnet`.
+
+    The features are `(channels, row, column)` in this order, for the `pool`² cells whose means they are.
+    """
 
     layer1: nn.Sequential
     layer2: nn.Sequential
@@ -80,6 +83,7 @@ class ResNet(nn.Module):
         stem: str,
         norm: str = "batch",
         output_dim: int | None = None,
+        pool: int = 1,
     ):
         super().__init__()
         kernel, stride = {"cifar": (3, 1), "half": (3, 2)}.get(stem, (7, 2))
@@ -96,8 +100,8 @@ class ResNet(nn.Module):
                 width = planes * (4 if bottleneck else 1)
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         if output_dim:
-            self.layer4.append(Widen(width, output_dim, norm))
-        self.output_dim = output_dim or width
+            self.layer4.append(Widen(width, output_dim // pool**2, norm))
+        self.pool, self.output_dim = pool, output_dim or width * pool**2
         for m in self.modules():  # no zero-init of the last BatchNorm of a block, as released
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
@@ -113,7 +117,9 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, output_dim, h, w)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, output_dim / pool², h, w)
+        if self.pool > 1:
+            return F.adaptive_avg_pool2d(x, self.pool).flatten(1)
         # `adaptive_avg_pool2d` gives the same bits, but a gradient that is not channels_last: on a CPU the ReLU before
         # it then took a tenth of the whole step.
         return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
@@ -126,13 +132,15 @@ def resnet(
     stem: str = "cifar",
     norm: str = "batch",
     output_dim: int | None = None,
+    pool: int = 1,
 ) -> ResNet:
     """A ResNet without its classifier, `(B, 3, H, W)` → `(B, output_dim)`, average-pooled.
 
     `channels` is the width of stem and first stage: 64, 128 (w2), 256 (w4) or 16 (tiny); stages double it. Stems:
     `cifar` (3×3, stride 1), `stl` (7×7, stride 2), `imagenet` (7×7, stride 2, max-pool), `half` (3×3, stride 2; the
-    last stage has stride 1). `norm` is batch or layer. With `output_dim` a 1×1 convolution behind the last block makes
-    as many features. Raises UserError for an unknown block, stem or norm, and for widths below 1.
+    last stage has stride 1). `norm` is batch or layer. The features are the means of the last maps over `pool`² cells;
+    with `output_dim` a 1×1 convolution behind the last block makes as many features. Raises UserError for an unknown
+    block, stem or norm, for widths below 1, and for an `output_dim` that is no multiple of `pool`².
     """
     if block not in BLOCKS:
         raise UserError(f"encoder.block must be one of {', '.join(BLOCKS)}, not {block!r}")
@@ -146,4 +154,10 @@ def resnet(
         )
     if output_dim is not None and output_dim < 1:
         raise UserError(f"encoder.output_dim must be a positive width or null, not {output_dim}")
-    return ResNet(block == "bottleneck", layers, channels, stem, norm, output_dim)
+    if pool < 1:
+        raise UserError(f"encoder.pool must be 1 or more, not {pool}")
+    if output_dim is not None and output_dim % pool**2:
+        raise UserError(
+            f"encoder.output_dim={output_dim} cannot be divided among the {pool**2} cells of encoder.pool={pool}"
+        )
+    return ResNet(block == "bottleneck", layers, channels, stem, norm, output_dim, pool)
