@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from aavae.augmentations.pipeline import Pipeline
 from aavae.datasets import Dataset, same_images
@@ -16,8 +15,6 @@ from aavae.runs.provenance import note, provenance
 from aavae.runs.results import RESULTS
 from aavae.runtime import files
 from aavae.runtime.device import Precision, device_name
-from aavae.runtime.randomness import seed_for
-from aavae.runtime.targets import component, trusting
 from aavae.runtime.words import count, epochs
 from aavae.weights.load import Trained
 
@@ -89,7 +86,7 @@ class Judgement:
         return Representations(
             # The layout of training, so that convolutions round as they did there.
             t.model.to(self.device, memory_format=layout),  # type: ignore[call-overload]  # of torch's stubs
-            None if t.seed is None else self._untrained,
+            None if t.seed is None else t.untrained,
             self.dataset,
             self.augmentation,
             self.device,
@@ -98,12 +95,6 @@ class Judgement:
             recalibration_images=settings["recalibration_images"],
             track=self.reporter.track,
         )
-
-    def _untrained(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            # As `build.model` does, which draws the encoder's weights first.
-            torch.manual_seed(seed_for(self.trained.seed, "init"))
-            return component(self.trained.architecture, trusting(self.trained.trust))
 
     def _begin(self, folder: Path, config: dict, chosen: dict, command: str, checksum: str) -> None:
         t = self.trained

@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+import torch
 from torch import nn
 
 from aavae.augmentations.pipeline import NoAugmentation, Pipeline
 from aavae.datasets import Dataset
 from aavae.errors import Damaged, UserError
 from aavae.models import Model
+from aavae.models.assemble import assemble
 from aavae.models.encoders import measure_output_dim
 from aavae.runtime import secrets, targets
+from aavae.runtime.randomness import seed_for
 from aavae.weights import checkpoint, encoder_file, released, schema, unpickle
 from aavae.weights.ready import make_ready, resize_of, resize_said
 
@@ -40,7 +43,7 @@ class Trained:
     """
 
     model: Model | nn.Module
-    architecture: dict  # of the encoder
+    architecture: dict  # of the model, or of an encoder alone
     mean: tuple[float, ...]
     std: tuple[float, ...]
     epoch: float
@@ -76,6 +79,18 @@ class Trained:
         self._refuse_size(dataset.image_size)
         dataset.mean, dataset.std = self.mean, self.std
         return dataset
+
+    def untrained(self) -> nn.Module:
+        """The encoder with the weights that training began with: drawn from the run's seed, as `build.model` does.
+
+        A model may draw them anew, as a masked autoencoder does; of an encoder alone that is not known.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(self.seed, "init"))
+            allowed = targets.trusting(self.trust)
+            if isinstance(self.model, Model):
+                return assemble(self.architecture, allowed).encoder
+            return targets.component(self.architecture, allowed)
 
     def _refuse_size(self, size: int) -> None:
         if size == self.image_size:
@@ -115,7 +130,7 @@ def load_trained(path: Path, trust: tuple[str, ...] = (), **unstated: Unpack[Sai
     config = state["config"]
     return Trained(
         model=model,
-        architecture=state["architecture"]["encoder"],
+        architecture=state["architecture"],
         mean=tuple(state["mean"]),
         std=tuple(state["std"]),
         epoch=state["step"] / state["steps_per_epoch"],

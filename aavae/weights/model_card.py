@@ -26,7 +26,7 @@ def facts_of(trained: Trained) -> tuple[nn.Module, dict]:
     said: dict[str, Any] = {"mean": t.mean, "std": t.std, "image_size": t.image_size, "dataset": t.dataset}
     said |= {"resize": resize_of(t.config.get("dataset", {})) or t.image_size}
     said |= {"method": t.method, "data": t.data, "epochs": t.epoch, "seed": t.seed, "start": t.start}
-    return encoder, facts(encoder, trained.architecture, statistics, **said)
+    return encoder, facts(encoder, t.architecture["encoder"], statistics, **said)
 
 
 def facts(

@@ -19,6 +19,7 @@ from aavae.models.masking import images, masked_error, patches
 from aavae.models.spark import SparK, Visible, VisibleBatchNorm
 from aavae.runtime.processes import Processes
 from aavae.weights import checkpoint
+from aavae.weights.load import load_trained
 
 SMALL = {
     "mae": (
@@ -265,6 +266,16 @@ def test_images_that_a_vit_cannot_take_are_refused_in_a_sentence(train, evaluate
     ended = evaluate("run=run", "dataset=synthetic", "dataset.image_size=32", "probe=knn")
     assert ended.code == 2 and "was trained on images of 16 pixels, and cannot take those of 32" in ended.err
     assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_the_untrained_encoder_of_an_evaluation_is_that_of_training(train, method):
+    small = (*settings(method), "epochs=1", "probe=[]")
+    assert train(*small, "hydra.run.dir=run").code == 0
+    trained, began = load_trained(Path("run")), build.model(build.compose([*small])).encoder.state_dict()
+    untrained = trained.untrained().state_dict()
+    assert all(torch.equal(untrained[name], weight) for name, weight in began.items())
+    assert not all(torch.equal(trained.model.encoder.state_dict()[name], weight) for name, weight in began.items())
 
 
 @pytest.mark.slow
