@@ -1,16 +1,13 @@
 """Entry: a checkpoint, ours or the released code's → a checkpoint of ours, or an encoder file (`aavae-convert`)."""
 
-import argparse
-import difflib
-import itertools
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-from aavae import __version__
 from aavae.errors import UserError
 from aavae.runtime import exits
-from aavae.runtime.words import wrapped
+from aavae.runtime.typed import Typed
 
 KINDS = {
     "checkpoint": (".pt", "a model to load and to evaluate, without what is needed to continue training"),
@@ -28,6 +25,16 @@ OPTIONS = {
     "license": "of the weights, for to=hub, as the Hub calls it: apache-2.0, mit, cc-by-nc-4.0",
     "overwrite": "true: replace OUT",
 }
+TYPED = Typed(
+    "aavae-convert",
+    "aavae-convert IN OUT [NAME=VALUE ...]",
+    "Convert a run folder, checkpoint or encoder file, ours or the released code's (Lightning).",
+    OPTIONS,
+    places=2,
+    more="\n".join(
+        ["what to= makes:", *(f"  {name:<12}{end or 'a folder':<13}{text}" for name, (end, text) in KINDS.items())]
+    ),
+)
 LICENSE = re.compile(r"[a-z][a-z0-9.-]*")  # a name of the Hub's
 
 
@@ -79,50 +86,8 @@ def _say(note: str | None) -> None:
         print(f"aavae-convert: {note}", file=sys.stderr)
 
 
-def _arguments(argv: list[str]) -> dict:
-    parser = argparse.ArgumentParser(
-        prog="aavae-convert",
-        usage="aavae-convert IN OUT [OPTION=VALUE ...]",
-        description=wrapped(
-            "Convert a run folder, checkpoint or encoder file, ours or the released code's (Lightning)."
-        ),
-        epilog=wrapped(
-            "\n".join(
-                [
-                    "settings:",
-                    *(f"  {name}=".ljust(14) + text for name, text in OPTIONS.items()),
-                    "",
-                    "what to= makes:",
-                    *(f"  {name:<12}{end or 'a folder':<13}{text}" for name, (end, text) in KINDS.items()),
-                ]
-            )
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"aavae {__version__}")
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    known, unknown = parser.parse_known_args(argv)
-    if unknown:
-        name, _, value = unknown[0].lstrip("-").partition("=")
-        value = value or next((word for before, word in itertools.pairwise(argv) if before == unknown[0]), "VALUE")
-        near = difflib.get_close_matches(name.replace("-", "_"), OPTIONS, 1)
-        typed = f"this is typed {near[0]}={value}" if near else "settings are written NAME=VALUE, see --help"
-        raise UserError(f"there is no option {unknown[0]}; {typed}")
-    words = known.words
-    options = dict(word.split("=", 1) for word in words[2:] if "=" in word)
-    if len(words) < 2 or len(options) != len(words) - 2 or any(w.split("=")[0] in OPTIONS for w in words[:2]):
-        raise UserError("say what to convert and to what: aavae-convert IN OUT [OPTION=VALUE ...]; see --help")
-    if unknown := [name for name in options if name not in OPTIONS]:
-        near = difflib.get_close_matches(unknown[0], OPTIONS, 1)
-        raise UserError(
-            f"there is no option {unknown[0]}=" + (f"; did you mean {near[0]}=?" if near else "; see --help")
-        )
-    return options | {"source": Path(words[0]).expanduser(), "target": Path(words[1]).expanduser()}
-
-
-def _checked(options: dict) -> dict:
-    source, target = options["source"], options["target"]
+def _checked(source: Path, target: Path, settings: dict[str, str]) -> dict[str, Any]:
+    options: dict[str, Any] = dict(settings)
     to = options.get("to") or ("encoder" if target.suffix == ".safetensors" else "checkpoint")
     if to not in KINDS:
         raise UserError(f"to= must be one of {', '.join(KINDS)}, not {to}")
@@ -144,16 +109,16 @@ def _checked(options: dict) -> dict:
             raise UserError(f"image_size= must be a number of pixels, not {options['image_size']}")
         options["image_size"] = int(options["image_size"])
     trust = tuple(name for name in options.pop("trust", "").strip("[]").split(",") if name)
-    return options | {"to": to, "trust": trust}
+    return options | {"source": source, "target": target, "to": to, "trust": trust}
 
 
 def main() -> None:
     """The command `aavae-convert`. Exit codes: 0 done, 2 bad input, 128 + n stopped by signal n."""
 
     def work() -> int:
-        options = _checked(_arguments(sys.argv[1:]))
-        print(convert(**options))
-        print(f"written to {options['target']}")
+        (source, target), settings = TYPED.read(sys.argv[1:])
+        print(convert(**_checked(source, target, settings)))
+        print(f"written to {target}")
         return 0
 
     sys.exit(exits.run("aavae-convert", work, interrupted="interrupted; nothing is written"))

@@ -1,7 +1,5 @@
 """Entry: images → features in a file, and pictures of neighbours (`aavae-embed`)."""
 
-import argparse
-import difflib
 import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -9,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from aavae import __version__
 from aavae.errors import UserError
 from aavae.runtime import exits
-from aavae.runtime.words import wrapped
+from aavae.runtime.typed import Typed
 
 OPTIONS = {
     "run": "run folder, checkpoint or encoder file, ours or the released code's",
@@ -33,36 +31,12 @@ OPTIONS = {
 ENDS = (".parquet", ".npz", ".safetensors")
 
 
-def _arguments(argv: list[str]) -> dict[str, str]:
-    parser = argparse.ArgumentParser(
-        prog="aavae-embed",
-        usage="aavae-embed run=PATH images=PATH out=FILE [NAME=VALUE ...]",
-        description=wrapped(
-            "Write the features of images, with their file names and labels (the folder each lies in)."
-        ),
-        epilog=wrapped(
-            "\n".join(["settings:", *(f"  {name}=".ljust(15) + text for name, text in OPTIONS.items())]),
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"aavae {__version__}")
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    known, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise UserError(f"there is no option {unknown[0]}; settings are written NAME=VALUE, see --help")
-    given: dict[str, str] = {}
-    for word in known.words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise UserError(f"{word} is not a setting; settings are written NAME=VALUE, see --help")
-        if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, 1)
-            raise UserError(
-                f"there is no setting {name}=" + (f"; did you mean {near[0]}=?" if near else "; see --help")
-            )
-        given[name] = value
-    return given
+TYPED = Typed(
+    "aavae-embed",
+    "aavae-embed run=PATH images=PATH out=FILE [NAME=VALUE ...]",
+    "Write the features of images, with their file names and labels (the folder each lies in).",
+    OPTIONS,
+)
 
 
 def _whole(given: dict[str, str], name: str, default: int, least: int) -> int:
@@ -98,7 +72,7 @@ def _outputs(given: dict[str, str]) -> tuple[Path | None, Path | None]:
 
 
 def _work() -> int:
-    given = _arguments(sys.argv[1:])
+    _, given = TYPED.read(sys.argv[1:])
     table, picture = _outputs(given)
     if ("run" in given) == ("timm" in given):
         raise UserError("say what makes the features: run=PATH, or timm=NAME (one of them)")

@@ -276,14 +276,14 @@ def test_settings_left_at_their_defaults_are_known(tmp_path):
 
 # ---- The command line ---------------------------------------------------------------------------------------------
 
-SAY = "say what to convert and to what: aavae-convert IN OUT [OPTION=VALUE ...]; see --help"
+SAY = "the command is aavae-convert IN OUT [NAME=VALUE ...]; see --help"
 BAD = (
     ("", SAY),
     ("a.ckpt", SAY),
     ("to=timm a.ckpt out.pt", SAY),
-    ("a.ckpt out.pt other.pt", SAY),
-    ("a.ckpt out.pt datset=stl10", "there is no option datset=; did you mean dataset=?"),
-    ("a.ckpt out.pt colour=blue", "there is no option colour=; see --help"),
+    ("a.ckpt out.pt other.pt", "other.pt is not a setting; settings are written NAME=VALUE, see --help"),
+    ("a.ckpt out.pt datset=stl10", "there is no setting datset=; did you mean dataset=?"),
+    ("a.ckpt out.pt colour=blue", "there is no setting colour=; see --help"),
     ("a.ckpt out.safetensors --to=timm", "there is no option --to=timm"),
     ("a.ckpt out.pt to=onnx", "to= must be one of checkpoint, encoder, timm, torchvision, hub, not onnx"),
     ("a.ckpt out.pt image_size=big", "image_size= must be a number of pixels, not big"),
@@ -343,7 +343,7 @@ def test_an_interruption_is_one_sentence_too(convert, tmp_path, monkeypatch):
 
 def test_help_and_version_say_what_there_is(convert):
     ended = convert("--help")
-    assert ended.code == 0 and "usage: aavae-convert IN OUT [OPTION=VALUE ...]" in ended.out
+    assert ended.code == 0 and "usage: aavae-convert IN OUT [NAME=VALUE ...]" in ended.out
     listed = [line.split()[0] for line in ended.out.splitlines() if line.startswith("  ")]
     assert {"to=", "dataset=", "stem=", "image_size=", "trust=", "overwrite="} <= set(listed)
     assert {"checkpoint", "encoder", *libraries.LIBRARIES} <= set(listed)

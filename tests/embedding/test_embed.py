@@ -200,7 +200,8 @@ def test_bad_images_are_named_or_left_out(embed, trained, photos):
         ("run=run images=photos out=f.npz query=nowhere.png", "the image nowhere.png cannot be read"),
         ("timm=resnet999 images=photos out=f.npz", "timm has no model 'resnet999'"),
         ("timm=resnet10t pretrained=false features=mu images=photos out=f.npz", "features h and map, not 'mu'"),
-        ("--run=run", "settings are written NAME=VALUE"),
+        ("--run=run", "there is no option --run="),
+        ("--fast", "settings are written NAME=VALUE"),
         ("run", "run is not a setting"),
     ],
 )
