@@ -44,8 +44,8 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "start", f"{job.start}, not random weights"
     if (score := job.number("score")) is not None:
         yield "score", f"{score:.4g}, on validation images"
-    for warning in said.get("warnings") or ():
-        yield "warning", one_line(str(warning)).removeprefix("warning: ")
+    for warning in job.warnings:
+        yield "warning", warning
     if command := said.get("command"):
         yield "command", folded(str(command), 12)
     for session in sessions(run.folder)[-1:]:

@@ -54,6 +54,12 @@ class JobReport(NamedTuple):
         return one_line(self.reason or "it gave no reason")
 
     @property
+    def warnings(self) -> list[str]:
+        """What is wrong with its training at the last look (docs/logging.md), a sentence each."""
+        said = self.said.get("warnings")
+        return [one_line(str(text)).removeprefix("warning: ") for text in said] if isinstance(said, list) else []
+
+    @property
     def hours(self) -> float | None:
         """Device-hours it has taken, evaluation included."""
         seconds = self.number("seconds")

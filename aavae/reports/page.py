@@ -52,6 +52,7 @@ def page(summary: Summary) -> str:
         notes=notes_of(summary),
         charts=[(title, _json(chart)) for title, chart in charts(summary, lines).items()],
         undone=[(job, one_line(job.name), job.line, _tail(job.folder)) for job in summary.of(*UNDONE)],
+        warned=[(one_line(job.name), job.warnings) for job in summary.jobs if job.warnings],
         problems=[*summary.problems, *unread],
         pictures=pictures,
         left=left,

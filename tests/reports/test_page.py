@@ -94,6 +94,17 @@ def rendered(folder: Path) -> Elements:
 # ---- What is in it ------------------------------------------------------------------------------------------------
 
 
+def test_it_has_the_warnings_of_training(tmp_path):
+    warning = f"warning: collapse at step 30 (epoch 3): μ has collapsed {EVIL}"
+    a_run(tmp_path / "0", record(), said={"warnings": [warning]}, seed=0)
+    a_run(tmp_path / "1", record(), said={"warnings": []}, seed=1)
+    text = page(summarize(tmp_path))
+    (part,) = re.findall(r'<section id="warnings">.*?</section>', text, re.DOTALL)
+    assert part.count("<li>") == 1 and "<li>collapse at step 30 (epoch 3): μ has collapsed &lt;script" in part
+    shutil.rmtree(tmp_path / "0")
+    assert 'id="warnings"' not in page(summarize(tmp_path))
+
+
 def test_it_says_what_was_swept_by_what_and_at_what_cost(swept):
     text = page(summarize(swept))
     for word in ("latent_dim: 8, 16", "0123456789", "a CPU", "torch 2.15.0", "16 PFLOP of training", "8 device-hours"):
