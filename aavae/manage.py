@@ -10,18 +10,14 @@ from pathlib import Path
 from aavae import __version__
 from aavae.errors import UserError
 from aavae.runtime import exits
+from aavae.runtime.typed import Parser
 
 COMMANDS = ("ls", "show", "diff", "best", "tail", "prune", "note", "tag")
 PAUSE = 0.5  # seconds between two looks at a run that is followed
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message}; --help shows what there is")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="aavae-runs",
         description="Find runs, compare them, write about them, tidy up. A RUN is a folder, the beginning of its name, "
         "or @last.",

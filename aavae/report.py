@@ -1,6 +1,5 @@
 """Entry: the folder of a sweep, or any folder with runs → tables and a page (`aavae-report`)."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -8,10 +7,11 @@ from aavae import __version__
 from aavae.errors import UserError
 from aavae.reports import report
 from aavae.runtime import exits
+from aavae.runtime.typed import Parser
 
 
 def _work() -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="aavae-report",
         description="Summarise the jobs of a sweep, or the runs in any folder: means over seeds on the "
         "screen and in DIR/sweep.md and sweep.tex, every job in DIR/sweep.csv, and a page to look at, with charts, "

@@ -10,17 +10,13 @@ from pathlib import Path
 
 from aavae.errors import UserError
 from aavae.runtime import exits
+from aavae.runtime.typed import Parser
 
 PARTS = ("augmentation", "step", "methods", "evaluation", "startup", "threads", "syncs")
 EPILOG = (
     "what: all, augmentation (views/s), step and methods (training images/s), evaluation, startup, threads (on busy "
     "machines), syncs (what waits)"
 )
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message}; --help shows what there is")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -38,7 +34,7 @@ def _positive(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m benchmarks", description="Measure speed on this machine.", epilog=EPILOG)
+    parser = Parser(prog="python -m benchmarks", description="Measure speed on this machine.", epilog=EPILOG)
     parser.add_argument("what", nargs="*", metavar="what", choices=("all", *PARTS), default="all", help="parts; all")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes, to see that it runs")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

@@ -23,8 +23,7 @@ from PIL import Image
 from run_folders import a_run, a_sweep, record
 from test_kept import KEPT
 
-from aavae import build, convert, manage
-from aavae import report as reports
+from aavae import build, convert, embed, manage, report
 from aavae.config.schema import Schema
 from aavae.config.sources import SHIPPED
 from aavae.datasets.store import Store
@@ -133,6 +132,50 @@ def test_plans(desk, tried, changes):
     argv = [*SMALL, "probe=knn", "dry_run=true", *(f"{key}={value}" for key, value in changes)]
     before = below(desk)
     faults.command("aavae-train", lambda: Train().execute(list(argv)), argv, tried)
+    assert below(desk) == before
+
+
+def checked() -> int:
+    (source, target), settings = convert.TYPED.read(sys.argv[1:])
+    convert._checked(source, target, settings)
+    return 0
+
+
+SETTINGS = {
+    "aavae-embed": (embed._work, embed.OPTIONS, ["run=aavae.pt", "images=nowhere", "out=f.npz"]),
+    "aavae-convert": (checked, convert.OPTIONS, ["aavae.pt", "a.pt"]),
+    "aavae-runs": (manage._work, manage.COMMANDS, ["ls"]),
+}
+
+
+@faults.examples(0.02)
+@given(data=st.data(), name=st.sampled_from(sorted(SETTINGS)))
+def test_words_of_other_commands(desk, tried, data, name):
+    work, options, base = SETTINGS[name]
+    word = st.tuples(either(sorted(options)) | faults.TEXTS, faults.TEXTS | faults.ODD).map("=".join)
+    odd = st.one_of(
+        word, faults.TEXTS, faults.ODD, either(["--", "-", "--run=1", "-n", "--json", "--overwrite", "-x=1"])
+    )
+    odd = odd.filter(lambda word: word not in ("/", "~", ".."))  # in which `ls` would look for runs
+    words = [*data.draw(st.sampled_from([base, base[:1], []])), *data.draw(st.lists(odd, max_size=3))]
+    before = below(desk)
+    faults.command(name, work, words, tried, good=(0, 1))
+    assert below(desk) == before
+
+
+EVALUATED = sorted(Schema(build.compose((), None, "evaluate"), "evaluate").keys())
+
+
+@faults.examples(0.03)
+@given(
+    words=st.lists(
+        st.tuples(either(EVALUATED), faults.DATA).map(lambda p: f"{p[0]}={shown(p[1])}") | faults.ODD, max_size=3
+    )
+)
+def test_words_of_evaluate(desk, tried, words):
+    argv = ["--cfg", "job", *words]
+    before = below(desk)
+    faults.command("aavae-evaluate", lambda: Evaluate().execute(list(argv)), argv, tried)
     assert below(desk) == before
 
 
@@ -260,7 +303,7 @@ def test_reports(shelf, tried, data, name):
     (folder / name).write_bytes(data.draw(other_content(name, whole[name])))
     try:
         # 2 also where a run is damaged, which the table says.
-        faults.command("aavae-report", reports._work, ["multirun/first"], tried, good=(0, 1, 2))
+        faults.command("aavae-report", report._work, ["multirun/first"], tried, good=(0, 1, 2))
     finally:
         (folder / name).write_bytes(whole[name])
 
@@ -351,7 +394,8 @@ def test_commands_on_weights(desk, tried, kept, data, name):
     (desk / target).unlink(missing_ok=True)
 
     def work() -> int:
-        print(convert.convert(**convert._checked(convert._arguments(sys.argv[1:]))))
+        (source, target), settings = convert.TYPED.read(sys.argv[1:])
+        print(convert.convert(**convert._checked(source, target, settings)))
         return 0
 
     code, _, _ = faults.command("aavae-convert", work, [name, target], tried)

@@ -8,18 +8,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from aavae.errors import UserError
 from aavae.models.output import full
 from aavae.runtime.processes import Processes
 
 
 def share(module: nn.Module, processes: Processes, images: int | None = None) -> None:
     """Let the BatchNorm layers in `module` normalise with the statistics of the batch of all `processes`, or of
-    `images` images at a time. In eval mode they are what they were; their tensors and names do not change."""
+    `images` images at a time. In eval mode they are what they were; their tensors and names do not change.
+
+    Raises UserError for a kind of BatchNorm that this cannot be done with.
+    """
     if processes.world == 1 and images is None:
         return
     for layer in module.modules():
-        if type(layer) in SHARED:
-            layer.__class__ = SHARED[type(layer)]  # the same layer: optimizers and other modules hold on to it
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, _Shared):
+            layer.__class__ = _shared(type(layer))  # the same layer: optimizers and other modules hold on to it
         if isinstance(layer, _Shared):
             layer.processes, layer.images = processes, images
 
@@ -90,7 +94,29 @@ class SharedBatchNorm2d(_Shared, nn.BatchNorm2d):
     """BatchNorm2d with the statistics of the batch of all processes, or of a part of it."""
 
 
+class SharedBatchNormAct2d(_Shared, nn.BatchNorm2d):
+    """timm's BatchNorm2d with dropout and activation behind it, in the same way."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
 SHARED: dict[type, type] = {nn.BatchNorm1d: SharedBatchNorm1d, nn.BatchNorm2d: SharedBatchNorm2d}
+TIMM = "timm.layers.norm_act"  # not imported here: it takes seconds
+
+
+def _shared(kind: type) -> type:
+    if kind in SHARED:
+        return SHARED[kind]
+    if (kind.__module__, kind.__name__) == (TIMM, "BatchNormAct2d"):
+        return SharedBatchNormAct2d
+    raise UserError(
+        f"the statistics of {kind.__module__}.{kind.__name__} can be neither those of all processes nor of a part of a "
+        "batch; say trainer.sync_batchnorm=false, leave out trainer.virtual_batch, or choose another encoder"
+    )
 
 
 class _Moments:

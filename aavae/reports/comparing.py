@@ -10,7 +10,6 @@ from rich.text import Text
 from aavae.loggers.screen import duration, results_tables, say, shown
 from aavae.loggers.screen import show as show_table
 from aavae.reports.columns import ABSENT, same, text
-from aavae.reports.jobs import one_line
 from aavae.reports.shelf import Run
 from aavae.runs.provenance import sessions
 from aavae.runs.results import name_of

@@ -11,6 +11,13 @@ from aavae.errors import UserError
 from aavae.runtime.words import wrapped
 
 
+class Parser(argparse.ArgumentParser):
+    """One whose errors are sentences. Raises UserError."""
+
+    def error(self, message: str):
+        raise UserError(f"{message}; --help shows what there is")
+
+
 class Typed:
     """The words of the command `name`: as many `places` as its usage begins with, then settings from `options`, whose
     values say what each is for. `more` is text below the list of them in `--help`."""
@@ -19,10 +26,10 @@ class Typed:
         self.name, self.usage, self.about, self.options = name, usage, about, options
         self.places, self.more = places, more
 
-    def _parser(self) -> argparse.ArgumentParser:
+    def _parser(self) -> Parser:
         width = max(map(len, self.options)) + 4
         listed = "\n".join(["settings:", *(f"  {name}=".ljust(width) + text for name, text in self.options.items())])
-        parser = argparse.ArgumentParser(
+        parser = Parser(
             prog=self.name,
             usage=self.usage,
             description=wrapped(self.about),

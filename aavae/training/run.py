@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from aavae import __version__
-from aavae.errors import UserError, mark_told
+from aavae.errors import Interrupted, UserError, mark_told
 from aavae.loggers import Beginning, Loggers, name_for
 from aavae.loggers.screen import Reporter, duration, results_tables, shown
 from aavae.probes.guests import Evaluation, Results
@@ -110,9 +110,13 @@ class Run:
             with heart.beating() if leads else contextlib.nullcontext():
                 self._banner()
                 Loop(self.trainer, self.folder, logger, self.reporter, signals, self.facts).run()
-                if leads:
-                    encoder = self._evaluate()
-            signals.check()
+                with contextlib.suppress(Interrupted), signals.raised():
+                    if leads:
+                        encoder = self._evaluate()
+                # The others wait for it here: launchers end what has not ended some time after the first.
+                if asked := self.trainer.processes.largest(signals.received or 0):
+                    signals.note(asked)
+                    raise Interrupted(asked)
             self._say(heart, "done")
             if leads:
                 logger.encoder(self.folder / encoder_file.ENCODER, encoder, card(encoder))
@@ -154,11 +158,6 @@ class Run:
             )
         )
         return origin
-
-    def _remove(self, *patterns: str) -> None:
-        for stale in (p for pattern in patterns for p in self.folder.glob(pattern)):
-            if self.trainer.processes.leads:
-                stale.unlink(missing_ok=True)
 
     def _finished(self) -> list[dict] | None:
         """The results of a run that has nothing left to do: trained to the end, and judged by the probes asked for."""

@@ -5,9 +5,11 @@ import copy
 import forked
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor
 
 from aavae import build
+from aavae.errors import UserError
 from aavae.models import batchnorm
 from aavae.runtime.processes import Processes
 from aavae.training.parallel import Parallel
@@ -118,6 +120,37 @@ def test_shared_batchnorm_is_torch_s_in_eval_mode_and_alone():
         torch.testing.assert_close(shared.eval()(images), plain.eval()(images))
 
 
+def test_timm_s_layer_with_an_activation_has_its_values_in_parts_too():
+    torch.manual_seed(0)
+    x, plain = torch.randn(6, 4, 3, 3), BatchNormAct2d(4, act_layer="silu")
+    with torch.no_grad():
+        plain.weight.uniform_(), plain.bias.uniform_()
+    shared = copy.deepcopy(plain)
+    batchnorm.share(shared, Processes(), 3)
+    expected = torch.cat([copy.deepcopy(plain)(part) for part in x.split(3)])
+    torch.testing.assert_close(shared(x), expected)
+    plain(x[:3])
+    torch.testing.assert_close(shared.running_mean, plain.running_mean)
+    torch.testing.assert_close(shared.eval()(x), plain.eval()(x))
+
+
+def test_every_batchnorm_of_an_encoder_of_timm_s_is_shared():
+    words = ("encoder=timm", "encoder.name=efficientnet_b0", "decoder=shuffle", "dataset.image_size=32")
+    model = build.model(build.compose(["dataset=synthetic", "latent_dim=6", *words]))
+    batchnorm.share(model, Processes(0, 2))
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+    assert len(layers) > 40 and {layer.processes.world for layer in layers} == {2}
+
+
+def test_a_batchnorm_that_cannot_be_shared_is_refused():
+    class Own(torch.nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(UserError, match=r"Own can be neither .* say trainer.sync_batchnorm=false"):
+        batchnorm.share(torch.nn.Sequential(Own(4)), Processes(0, 2))
+    batchnorm.share(Own(4), Processes())  # nothing is shared
+
+
 def test_a_copy_takes_its_statistics_alone_whatever_training_shares():
     torch.manual_seed(0)
     x = torch.randn(5, 4, 3, 3)
@@ -136,14 +169,15 @@ def _kinds(rank: int, port: int, answers) -> None:
         answers.put([told(kind(both, **settings)) for settings in KINDS])
 
 
-KINDS = ({"affine": False}, {"momentum": None}, {"track_running_stats": False})
+KINDS = ({"affine": False}, {"momentum": None}, {"track_running_stats": False}, {"act_layer": "silu"})
 
 
 def kind(processes: Processes, **settings) -> dict[str, Tensor]:
     """What a layer makes of two batches, and its buffers."""
-    layer = torch.nn.BatchNorm1d(3, **settings)
+    of_timm = "act_layer" in settings
+    layer = BatchNormAct2d(3, **settings) if of_timm else torch.nn.BatchNorm1d(3, **settings)
     batchnorm.share(layer, processes)
-    x = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 8, 3, *[2] * 2 * of_timm, generator=torch.Generator().manual_seed(0))
     outputs = [processes.gather(layer(part[processes.share(8)])).detach() for part in x]
     return {"first": outputs[0], "second": outputs[1]} | dict(layer.named_buffers())
 
