@@ -14,6 +14,15 @@ METHODS = {
     "aavae, timm": ("encoder=timm", "encoder.name=resnet10t", "decoder=shuffle", "trainer.clean_pass=off"),
     "aavae, virtual_batch": ("encoder=resnet_tiny", "decoder=resnet_tiny", "trainer.virtual_batch=8"),
     "aavae, accumulate": ("encoder=resnet_tiny", "decoder=resnet_tiny", "trainer.accumulate=2", "precision=bf16"),
+    "aavae, 224²": (
+        "encoder=resnet_tiny",
+        "encoder.stem=imagenet",
+        "decoder=resnet_tiny",
+        "dataset.image_size=224",
+        "trainer.clean_pass=off",
+        "batch_size=2",
+        "dataset.size=8",
+    ),
     "byol": ("method=byol", *COMPARING),
     "mae": (
         "method=mae",

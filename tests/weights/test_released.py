@@ -166,7 +166,7 @@ def test_every_pair_of_encoder_and_decoder_is_recognised(dataset):
             weights |= under("projection", heads[encoder.output_dim]) | {"log_scale": torch.zeros(1)}
             file = {"state_dict": weights, "hyper_parameters": {}}
             found = released.translate(file, "it", stem=None, image_size=None, dataset=dataset)["architecture"]
-            assert found["encoder"] | {"output_dim": None} == wanted[one]["encoder"]
+            assert found["encoder"] | {"output_dim": None, "pool": 1} == wanted[one]["encoder"]
             assert found["decoder"] | {"skip_order": "commuted"} == wanted[other]["decoder"]
             assert (found["latent_dim"], found["variational"]) == (128, True)
 
