@@ -272,6 +272,8 @@ def test_settings_left_at_their_defaults_are_known(tmp_path):
     with pytest.raises(UserError, match="the encoder's stem is cifar"):
         libraries.twin("timm", node)
     assert libraries.twin("timm", node | {"stem": "imagenet"})[1] == "timm.create_model('resnet18', num_classes=0)"
+    with pytest.raises(UserError, match="timm has no ResNet whose features are the means of 2² cells"):
+        libraries.twin("timm", node | {"stem": "imagenet", "pool": 2})
 
 
 # ---- The command line ---------------------------------------------------------------------------------------------

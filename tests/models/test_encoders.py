@@ -88,6 +88,22 @@ def test_more_features_by_a_convolution_behind_the_last_block():
     assert net.output_dim == 36
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"output_dim": 0}, "encoder.output_dim must be a positive width or null, not 0"),
+        ({"pool": 0}, "encoder.pool must be 1 or more, not 0"),
+        ({"output_dim": 10, "pool": 2}, "encoder.output_dim=10 cannot be divided among the 4 cells of encoder.pool=2"),
+        ({"layers": [1, 1, 1]}, "encoder.layers must be four positive depths"),
+        ({"stem": "round"}, "encoder.stem must be auto or one of"),
+        ({"norm": "group"}, "encoder.norm must be one of batch, layer"),
+    ],
+)
+def test_a_resnet_that_cannot_be_is_refused(changes, said):
+    with pytest.raises(UserError, match=said):
+        encoder("resnet_tiny", **changes)
+
+
 @pytest.mark.parametrize("kind", [torch.channels_last, torch.contiguous_format])
 def test_pooled_features_and_their_gradient_have_the_bits_of_torch_s_pooling(kind):
     net = encoder("resnet_tiny").eval().to(memory_format=kind)
