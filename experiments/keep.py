@@ -33,7 +33,9 @@ def keep(runs: Path, out: Path) -> int:
     done = [
         path.parent
         for path in sorted(runs.glob(f"*/{status.STATUS}"))
-        if (status.read(path.parent) or {})["state"] == "done" and (path.parent / RESULTS).exists()
+        if not path.parent.is_symlink()  # outputs/latest is a run a second time
+        and (status.read(path.parent) or {})["state"] == "done"
+        and (path.parent / RESULTS).exists()
     ]
     if not done:
         raise UserError(f"{shown(runs)} has no run that is done and judged; name the folder of the runs with runs=")

@@ -21,6 +21,8 @@ from aavae.convert import KINDS
 from aavae.datasets.folder import ImageNet
 from aavae.embed import OPTIONS
 from aavae.errors import UserError
+from aavae.reports.jobs import find_jobs
+from aavae.reports.means import accuracies
 from aavae.reports.shelf import FACTS
 from aavae.sweeps.grid import Grid
 from aavae.training import health
@@ -360,6 +362,24 @@ def test_the_datasets_are_as_described(tmp_path):
         if name in ("digits", "synthetic"):
             told = [int(n.replace(",", "")) for cell in sizes[name][:2] for n in re.findall(r"\d[\d,]*", cell)]
             assert told == [len(data[s]) for s in ("pretrain", "pretrain_val", "train", "val", "test")], name
+
+
+def test_the_measured_table_and_curve_are_those_of_the_kept_runs():
+    kept = ROOT / "experiments/results/cpu"
+    jobs, problems = find_jobs(kept / "runs")
+    assert jobs and not problems
+    measured = {str(job.config["method"]): accuracies([job], "h") for job in jobs}
+    measured |= {name: accuracies(jobs[:1], name) for name in ("pixels", "h_untrained")}
+    called = {"AAVAE without latent noise (`aavae_mean`)": "aavae_mean", "raw pixels": "pixels",
+              "untrained encoder": "h_untrained"}  # fmt: skip
+    text = (ROOT / "README.md").read_text().split("## What two CPU cores show")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    assert len(rows) == 1 + len(measured)
+    for name, *shown in rows[1:]:
+        values = measured[called.get(name, name.lower())]
+        probes = ("linear_cached", "knn", "few_label_1", "few_label_5")
+        assert shown == [f"{100 * values[probe].mean:.1f}" for probe in probes], name
+    assert (ROOT / "docs/cifar10_cpu.png").read_bytes() == (kept / "table1.png").read_bytes()
 
 
 def test_the_methods_are_as_described():
