@@ -104,5 +104,5 @@ def ladder(device_type: str, bf16: bool, compile: bool, skips: bool = True) -> l
 def ladder_for(device: torch.device, compile: bool = False, skips: bool = True) -> list[Step]:
     """The ladder of a device; on a CPU with torch.compile only if it is asked for."""
     on_cuda = device.type == "cuda"
-    bf16 = torch.cuda.is_bf16_supported(False) if on_cuda else has_bf16_units(device)
+    bf16 = torch.cuda.is_bf16_supported(False) if on_cuda else bool(has_bf16_units(device))
     return ladder(device.type, bf16, compile or on_cuda, skips)

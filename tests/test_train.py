@@ -60,6 +60,23 @@ def test_a_run_leaves_everything_a_researcher_needs(train, tmp_path):
     assert len(banner.splitlines()) <= 12
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "precision", "hint"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "auto", "fp32 (precision=bf16 is faster on this CPU)"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bf16", "bf16"),
+        ({"avx512_bf16": False, "amx_bf16": False}, "bf16", "bf16 (precision=fp32 is faster on this CPU)"),
+        ({"avx512_bf16": False, "amx_bf16": False}, "auto", "fp32"),
+        ({"sve": True}, "bf16", "bf16"),  # ARM, of which nothing is known here
+    ],
+)
+def test_the_banner_says_which_precision_is_faster_on_the_cpu(train, monkeypatch, capabilities, precision, hint):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    ended = train(*DEBUG, "probe=[]", f"precision={precision}", "device=cpu", "trainer.max_steps=1")
+    device = next(line for line in ended.out.splitlines() if line.startswith("device"))
+    assert device.split(", ")[-1] == hint
+
+
 def test_the_logged_names_are_those_promised(train):
     train(*DEBUG, "probe=[]")
     names = {key.removeprefix("val/") for row in metrics() for key in row if key.startswith("val/")}

@@ -185,9 +185,9 @@ class Run:
         say(f"model       {count(parameters, 'parameter')} ({encoder:,} in the encoder){about}")
         if t.model.start:
             say(f"start       {t.model.start}")
-        hint = ""
-        if t.precision.dtype is None and has_bf16_units(t.device):
-            hint = " (precision=bf16 is faster on this CPU)"
+        hint, reduced, units = "", t.precision.dtype is not None, has_bf16_units(t.device)
+        if units is not None and units != reduced:
+            hint = f" (precision={'bf16' if units else 'fp32'} is faster on this CPU)"
         say(f"device      {device_name(t.device)}{several}, {t.precision.name}{hint}")
         if busy := threads.settle().busy:
             say(f"            {busy}")
