@@ -18,7 +18,10 @@ from experiments.writing import Sheet, write
 
 PEAK = 790e12  # FLOP/s of dense bf16 products that an H100 has been seen to reach: a run cannot be faster
 # `runs` and `out` are folders: of the runs, and for the table and the figure.
-SETTINGS = {"scale": "smoke", "against": "epochs", "methods": "all", "runs": "", "out": "", "dry_run": "false"}
+TRUTHS = ("true", "false")
+SETTINGS = {
+    "scale": "smoke", "against": "epochs", "methods": "all", "runs": "", "out": "", "train": "true", "dry_run": "false"
+}  # fmt: skip
 
 
 class Artefact:
@@ -44,6 +47,7 @@ class Asked(NamedTuple):
     methods: tuple[str, ...]
     folder: Path
     out: Path
+    train: bool
     dry_run: bool
     overrides: list[str]
 
@@ -63,7 +67,7 @@ def parse(argv: list[str], out: str = "outputs/paper/{}") -> Asked:
             settings[key] = value
         else:
             overrides.append(word)
-    for key, known in (("scale", SCALES), ("against", AGAINST), ("dry_run", ("true", "false"))):
+    for key, known in (("scale", SCALES), ("against", AGAINST), ("train", TRUTHS), ("dry_run", TRUTHS)):
         if settings[key] not in known:
             raise UserError(f"{key} must be {' or '.join(known)}, not {settings[key]}")
     scale, all_there_are = SCALES[settings["scale"]], build.options("method")
@@ -74,11 +78,12 @@ def parse(argv: list[str], out: str = "outputs/paper/{}") -> Asked:
         raise UserError(f"methods={settings['methods']} must include aavae, which the others are compared with")
     folder = Path(settings["runs"] or f"multirun/paper_{scale.name}").absolute()
     there = Path(settings["out"] or out.format(scale.name))
-    return Asked(scale, settings["against"], (*methods,), folder, there, settings["dry_run"] == "true", overrides)
+    train, dry_run = (settings[key] == "true" for key in ("train", "dry_run"))
+    return Asked(scale, settings["against"], (*methods,), folder, there, train, dry_run, overrides)
 
 
 def make(artefact: Artefact, argv: list[str]) -> int:
-    """Train what is not trained yet, and write the artefact; 0, or 1 if a run failed."""
+    """Train what is not trained yet, unless train=false is typed, and write the artefact; 0, or 1 if a run failed."""
     asked = parse(argv)
     runs = Runs(asked.scale, asked.overrides, asked.folder, asked.methods)
     # What is chosen is known without counting what it computes.
@@ -87,9 +92,12 @@ def make(artefact: Artefact, argv: list[str]) -> int:
     sweeps = artefact.sweeps(runs)
     if asked.dry_run:
         return estimate(artefact.name, runs, sweeps)
-    code = runs.train(sweeps)
+    code = runs.train(sweeps) if asked.train else 0
+    sheet = artefact.draw(runs, asked.against)
+    if not asked.train and not any(group.done for group in sheet.groups):
+        raise UserError(f"{shown(asked.folder)} has no finished run of {artefact.name} as asked for; name it with runs=")
     command = shlex.join(["python", "-m", f"experiments.{artefact.name}", *argv])
-    for path in write(asked.out, artefact.name, artefact.title, artefact.draw(runs, asked.against), runs, command):
+    for path in write(asked.out, artefact.name, artefact.title, sheet, runs, command):
         print(shown(path.absolute()))
     return code
 
@@ -132,7 +140,7 @@ def main(artefact: Artefact) -> None:
         if {"-h", "--help"} & {*sys.argv[1:]}:
             print(
                 f"python -m {name} [scale={'|'.join(SCALES)}] [against={'|'.join(AGAINST)}] [methods=all|NAME,…] "
-                "[runs=FOLDER] [out=FOLDER] [dry_run=true] [override …]"
+                "[runs=FOLDER] [out=FOLDER] [train=false] [dry_run=true] [override …]"
             )
             print(f"{artefact.title}. Overrides are those of aavae-train, such as device=cuda or seed=0,1.")
             return 0

@@ -137,10 +137,15 @@ class Runs:
             raise UserError(f"seed={text} must be whole numbers with commas between them") from error
 
     def of(self, dataset: str, *fixed: str) -> Group:
-        """The runs of one setting."""
-        config = self._config(dataset, fixed)
-        folders = [(seed, self.folder / identity(config | {"seed": seed})) for seed in self.seed_values()]
-        return Group([read_job(folder, f"seed={seed}", [f"seed={seed}"]) for seed, folder in folders])
+        """The runs of one setting; one that is done with other epochs or probes than asked for counts as pending."""
+        config, jobs = self._config(dataset, fixed), []
+        for seed in self.seed_values():
+            own = config | {"seed": seed}
+            folder = self.folder / identity(own)
+            job = read_job(folder, f"seed={seed}", [f"seed={seed}"])
+            other = job.state == "done" and not is_done(folder, own)
+            jobs.append(job._replace(state="pending", results=[]) if other else job)
+        return Group(jobs)
 
     def left(self, sweeps: Iterable[Sweep]) -> list[tuple[Sweep, list[list[str]]]]:
         """The sweeps of which something is not done, with the overrides of all jobs that are left."""

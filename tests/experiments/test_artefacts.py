@@ -14,6 +14,7 @@ from run_folders import record
 from scipy.stats import ttest_rel
 
 from aavae import build
+from aavae.errors import UserError
 from aavae.runs import status
 from aavae.runs.identity import identity
 from aavae.sweeps import preflight
@@ -235,6 +236,25 @@ def test_what_is_missing_is_said(done, monkeypatch):
     assert "**Not complete: 5 of 6 runs are done.**" in Path("outputs/paper/smoke/figure3.md").read_text()
 
 
+def test_without_training_what_is_done_is_drawn(done):
+    gone = done.of("digits", "loss.beta=1").jobs[0].folder
+    (gone / "status.json").unlink()
+    _, text = made("figure3", "train=false")  # done: launching would fail
+    assert "**Not complete: 5 of 6 runs are done.**" in text
+
+
+def test_without_training_runs_of_another_length_are_not_shown(tmp_path):
+    runs = Runs(SCALES["smoke"], ["seed=0,1"], tmp_path)
+    for dataset, fixed in settings("figure3", "smoke"):
+        pretend(runs, dataset, fixed, lambda seed: 50 + seed)
+    words = ["scale=smoke", "seed=0,1", "train=false", f"runs={tmp_path}", f"out={tmp_path}/drawn"]
+    assert artefact.make(of("figure3"), words) == 0 and "50.5 ± 0.7" in (tmp_path / "drawn/figure3.md").read_text()
+    shutil.rmtree(tmp_path / "drawn")
+    with pytest.raises(UserError, match="has no finished run of figure3 as asked for"):
+        artefact.make(of("figure3"), [*words, "epochs=3"])
+    assert not (tmp_path / "drawn").exists()
+
+
 def test_what_a_method_s_recipe_says_may_be_overridden():
     asked = artefact.parse(["scale=paper", "epochs=10", "optimizer.lr=0.1", "batch_size=64"])
     sweeps = of("table1").sweeps(Runs(asked.scale, asked.overrides, Path("none")))
@@ -256,6 +276,8 @@ def test_what_a_method_s_recipe_says_may_be_overridden():
         ("table1", "methods=aavae,gan", "methods=gan is not known; say all, or some of"),
         ("table1", "methods=ae,vae", "methods=ae,vae must include aavae"),
         ("table1", "--quick", "--quick is not a setting"),
+        ("table1", "train=no", "train must be true or false"),
+        ("questions", "train=false", "has no finished run of questions as asked for"),
         ("figure3", "loss.beta=1", "figure3 chooses loss.beta itself"),
         ("figure4", "+batch_size=3", "figure4 chooses batch_size itself"),
         ("table1", "loss.target=view", "table1 chooses loss.target itself"),
