@@ -92,10 +92,8 @@ def make(artefact: Artefact, argv: list[str]) -> int:
     sweeps = artefact.sweeps(runs)
     if asked.dry_run:
         return estimate(artefact.name, runs, sweeps)
-    code = runs.train(sweeps) if asked.train else 0
+    code = runs.train(sweeps) if asked.train else runs.refuse_none(sweeps)
     sheet = artefact.draw(runs, asked.against)
-    if not asked.train and not any(group.done for group in sheet.groups):
-        raise UserError(f"{shown(asked.folder)} has no finished run of {artefact.name} as asked for; name it with runs=")
     command = shlex.join(["python", "-m", f"experiments.{artefact.name}", *argv])
     for path in write(asked.out, artefact.name, artefact.title, sheet, runs, command):
         print(shown(path.absolute()))

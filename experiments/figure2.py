@@ -5,7 +5,7 @@ from experiments import plots
 from experiments.artefact import Artefact, main
 from experiments.runs import Group, Runs, Sweep
 from experiments.significance import differences
-from experiments.table1 import floor_rows, floor_values, percent
+from experiments.table1 import floor_rows, floor_values, percent, setting
 from experiments.writing import Sheet
 
 WITH_BETA = ("loss.beta=0.001",)
@@ -20,16 +20,18 @@ class Figure2(Artefact):
     def sweeps(self, runs: Runs) -> list[Sweep]:
         """Learned and fixed width, and the widths: as the paper says, and with the β of the authors' script."""
         dataset = next(iter(runs.scale.datasets))
-        widths = [Sweep(dataset, "loss.log_scale", runs.scale.log_scales, fixed) for fixed in ((), WITH_BETA)]
-        return [Sweep(dataset, "loss.learn_scale", ("false", "true")), *widths]
+        own, widths = setting(runs, dataset, "aavae"), runs.scale.log_scales
+        fixed = [Sweep(dataset, "loss.log_scale", widths, (*own, *beta)) for beta in ((), WITH_BETA)]
+        return [Sweep(dataset, "loss.learn_scale", ("false", "true"), own), *fixed]
 
     def draw(self, runs: Runs, against: str) -> Sheet:
         """(a) density of training and validation images and accuracy over epochs; (b) both at the end, by width."""
         dataset, probe = next(iter(runs.scale.datasets)), runs.scale.probe
-        learned, fixed = runs.of(dataset, "loss.learn_scale=true"), runs.of(dataset, "loss.learn_scale=false")
-        widths = {f"log σ² = {w}": runs.of(dataset, f"loss.log_scale={w}") for w in runs.scale.log_scales}
+        own = setting(runs, dataset, "aavae")
+        fixed, learned = (runs.of(dataset, *own, f"loss.learn_scale={learns}") for learns in ("false", "true"))
+        widths = {f"log σ² = {w}": runs.of(dataset, *own, f"loss.log_scale={w}") for w in runs.scale.log_scales}
         script = {
-            f"{name}, β = 0.001": runs.of(dataset, *WITH_BETA, f"loss.log_scale={w}")
+            f"{name}, β = 0.001": runs.of(dataset, *own, *WITH_BETA, f"loss.log_scale={w}")
             for name, w in zip(widths, runs.scale.log_scales, strict=True)
         }
         figure, axes = plots.panels(3)

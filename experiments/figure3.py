@@ -5,7 +5,7 @@ from experiments import plots
 from experiments.artefact import Artefact, main
 from experiments.runs import Runs, Sweep
 from experiments.significance import differences
-from experiments.table1 import floor_rows, floor_values, percent
+from experiments.table1 import floor_rows, floor_values, percent, setting
 from experiments.writing import Sheet
 
 
@@ -16,12 +16,14 @@ class Figure3(Artefact):
 
     def sweeps(self, runs: Runs) -> list[Sweep]:
         """β on the first dataset."""
-        return [Sweep(next(iter(runs.scale.datasets)), "loss.beta", runs.scale.betas)]
+        dataset = next(iter(runs.scale.datasets))
+        return [Sweep(dataset, "loss.beta", runs.scale.betas, setting(runs, dataset, "aavae"))]
 
     def draw(self, runs: Runs, against: str) -> Sheet:
         """Accuracy at the end by β; against another measure, a curve for each β."""
         dataset, probe = next(iter(runs.scale.datasets)), runs.scale.probe
-        groups = {f"β = {beta}": runs.of(dataset, f"loss.beta={beta}") for beta in runs.scale.betas}
+        own = setting(runs, dataset, "aavae")
+        groups = {f"β = {beta}": runs.of(dataset, *own, f"loss.beta={beta}") for beta in runs.scale.betas}
         figure, ((axis,),) = plots.panels(1)
         for n, (name, group) in enumerate(groups.items()):
             colour, _, line = plots.style(n)

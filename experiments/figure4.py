@@ -5,7 +5,7 @@ from experiments import plots
 from experiments.artefact import Artefact, main
 from experiments.runs import Group, Runs, Sweep
 from experiments.significance import differences
-from experiments.table1 import CONTRASTIVE, floor_rows, floor_values, own_recipe, percent
+from experiments.table1 import CONTRASTIVE, floor_rows, floor_values, percent, setting
 from experiments.writing import Sheet
 
 
@@ -21,8 +21,7 @@ class Figure4(Artefact):
     def _panels(self, runs: Runs) -> dict[str, Sweep]:
         scale, dataset = runs.scale, next(iter(runs.scale.datasets))
         key, decoders = scale.decoders
-        own = own_recipe(runs, dataset, "aavae")
-        contrastive = (*own_recipe(runs, dataset, CONTRASTIVE), f"method={CONTRASTIVE}")
+        own, contrastive = (setting(runs, dataset, method) for method in ("aavae", CONTRASTIVE))
         return {
             "(a) batch size": Sweep(dataset, "batch_size", scale.batch_sizes, own),
             "(b) latent dimension": Sweep(dataset, "latent_dim", scale.latent_dims, own),

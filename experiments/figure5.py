@@ -8,6 +8,7 @@ from experiments import plots
 from experiments.artefact import Artefact, main
 from experiments.paper import NAMES
 from experiments.runs import Runs, Sweep
+from experiments.table1 import own_recipe
 from experiments.writing import Sheet
 
 METHODS = ("vae", "aavae")
@@ -27,11 +28,12 @@ class Figure5(Artefact):
 
     def sweeps(self, runs: Runs) -> list[Sweep]:
         """Both methods on the dataset of the figure."""
-        return [Sweep(runs.scale.similar, "method", METHODS)]
+        return [Sweep(runs.scale.similar, "method", METHODS, own_recipe(runs, runs.scale.similar, "aavae"))]
 
     def draw(self, runs: Runs, against: str) -> Sheet:
         """The matrices and views of the first seed, one method below the other; mean cosines in the table."""
-        groups = {method: runs.of(runs.scale.similar, f"method={method}") for method in METHODS}
+        (sweep,) = self.sweeps(runs)
+        groups = {method: runs.of(sweep.dataset, *sweep.fixed, f"method={method}") for method in METHODS}
         rows = []
         for method, group in groups.items():
             for feature in FEATURES:

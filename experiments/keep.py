@@ -12,6 +12,7 @@ from pathlib import Path
 from aavae.errors import UserError
 from aavae.loggers.screen import shown
 from aavae.reports.following import METRICS
+from aavae.reports.jobs import find_jobs
 from aavae.runs import status
 from aavae.runs.config import CONFIG
 from aavae.runs.provenance import PROVENANCE
@@ -20,23 +21,22 @@ from aavae.runtime import caches, exits, files
 from aavae.runtime.words import count
 from experiments.artefact import parse
 
-AS_THEY_ARE = (CONFIG, RESULTS, METRICS)
+COPIED = (RESULTS, METRICS)  # results have a digest of their bytes
 OF_THE_MACHINE = ("host", "pid", "process")
 FOLDER = re.compile(r""" '?hydra\.run\.dir=(?:'"'"'.*?'"'"''|\S+)""")  # as a sweep quotes it: a path of this machine
+PARENTS = re.compile(r"""(?<=[= '"\[,])/(?:[^/\s'",\]]+/)+""")  # of an absolute path
 
 
 def keep(runs: Path, out: Path) -> int:
     """Copy the small files of the runs in `runs` that are done and judged into `out`; how many.
 
-    Names and paths of the machine are left out. Raises UserError if there is none.
+    Names of the machine and the folders of absolute paths are left out. Raises UserError if there is no such run.
     """
-    done = [
-        path.parent
-        for path in sorted(runs.glob(f"*/{status.STATUS}"))
-        if not path.parent.is_symlink()  # outputs/latest is a run a second time
-        and (status.read(path.parent) or {})["state"] == "done"
-        and (path.parent / RESULTS).exists()
-    ]
+    jobs, _ = find_jobs(runs)
+    for job in jobs:
+        if job.state == "damaged":
+            print(f"left out: {shown(job.folder)}: {job.reason}", file=sys.stderr)
+    done = [job.folder for job in jobs if job.state == "done" and (job.folder / RESULTS).exists()]
     if not done:
         raise UserError(f"{shown(runs)} has no run that is done and judged; name the folder of the runs with runs=")
     for run in done:
@@ -46,17 +46,23 @@ def keep(runs: Path, out: Path) -> int:
         sessions = json.loads((run / PROVENANCE).read_text(encoding="utf-8"))
         for one in (said, *sessions):
             one["command"] = FOLDER.sub("", one["command"])
-        files.write(folder / status.STATUS, json.dumps(said, indent=1) + "\n")
-        files.write(folder / PROVENANCE, json.dumps(sessions, indent=1) + "\n")
-        for name in AS_THEY_ARE:
+        _write(folder / status.STATUS, json.dumps(said, indent=1) + "\n")
+        _write(folder / PROVENANCE, json.dumps(sessions, indent=1) + "\n")
+        _write(folder / CONFIG, (run / CONFIG).read_text(encoding="utf-8"))
+        for name in COPIED:
             shutil.copyfile(run / name, folder / name)
     return len(done)
 
 
+def _write(path: Path, text: str) -> None:
+    files.write(path, PARENTS.sub("", text))
+
+
 def _work() -> int:
+    taken = ("scale", "runs", "out")
+    if other := [word for word in sys.argv[1:] if word.partition("=")[0] not in taken]:
+        raise UserError(f"{other[0]} is not a setting here; say scale=, runs= and out=")
     asked = parse(sys.argv[1:], "experiments/results/{}/runs")
-    if asked.overrides:
-        raise UserError(f"{asked.overrides[0]} is not a setting here; say scale=, runs= and out=")
     print(f"{count(keep(asked.folder, asked.out), 'run')} kept in {shown(asked.out)}")
     return 0
 

@@ -48,17 +48,14 @@ def categories(axis, names: Sequence[str], title: str, rotated: bool = False) ->
 
 
 def lines(axis, curves: Sequence[Sequence[tuple[float, float]]], colour: str, line: str, label: str | None) -> None:
-    """The mean over runs, its sd as a band, and thinly every run."""
-    curves = [curve for curve in curves if curve]
+    """The mean over runs, its sd as a band, and thinly every run; all curves have the same number of points."""
     if not curves:
         return
     for curve in curves:
-        x, y = zip(*curve, strict=True)
-        axis.plot(x, y, line, color=colour, linewidth=0.5, alpha=0.5)
-    shortest = min(map(len, curves))
-    points = np.array([curve[:shortest] for curve in curves])  # (runs, points, 2)
+        axis.plot(*zip(*curve, strict=True), line, color=colour, linewidth=0.5, alpha=0.5)
+    points = np.array(curves)  # (runs, points, 2)
     x, y = points[..., 0].mean(0), points[..., 1].mean(0)
-    axis.plot(x, y, line, color=colour, linewidth=1.4, label=label, marker="." if shortest < 12 else None)
+    axis.plot(x, y, line, color=colour, linewidth=1.4, label=label, marker="." if len(x) < 12 else None)
     if len(curves) > 1:
         sd = points[..., 1].std(0, ddof=1)
         axis.fill_between(x, y - sd, y + sd, color=colour, alpha=0.15, linewidth=0)

@@ -6,22 +6,24 @@ from typing import NamedTuple
 import numpy as np
 
 from aavae.loggers.screen import PROBES
+from aavae.runtime.words import count
 from experiments import plots
 from experiments.artefact import Artefact, main
 from experiments.paper import NAMES
 from experiments.runs import Group, Runs, Sweep
 from experiments.significance import FEWEST, holm, paired
-from experiments.table1 import CONTRASTIVE, own_recipe, percent
+from experiments.table1 import CONTRASTIVE, own_recipe, percent, setting
 from experiments.writing import Sheet
 
 NOISE = "1. Does latent noise matter?"
 KIND = "2. Any noise, or the domain's?"
 BATCH = "3. Is AAVAE less sensitive to the batch size?"
-# The second is taken from the first. In each pair one thing differs, but for AAVAE and AAAE: noise and likelihood.
+# The second is taken from the first. Each pair differs in one thing; AAVAE and AAAE in two: noise and likelihood.
 PAIRS = {
     NOISE: (("aavae", "aavae_mean"), ("aavae", "aaae_denoise")),
     KIND: (("aaae_denoise", "dae"), ("dae", "ae"), ("aaae_denoise", "ae")),
 }
+SIZED = ("aavae", CONTRASTIVE)
 METHODS = tuple(dict.fromkeys(method for pairs in PAIRS.values() for pair in pairs for method in pair))
 
 
@@ -43,23 +45,23 @@ class Questions(Artefact):
         """Runs of Table 1 and Figure 4."""
         dataset, sizes = next(iter(runs.scale.datasets)), runs.scale.batch_sizes
         found = [Sweep(dataset, "method", (method,), own_recipe(runs, dataset, method)) for method in METHODS]
-        return [*found, *(Sweep(dataset, "batch_size", sizes, self._fixed(runs, m)) for m in ("aavae", CONTRASTIVE))]
+        return [*found, *(Sweep(dataset, "batch_size", sizes, setting(runs, dataset, m)) for m in SIZED)]
 
     def draw(self, runs: Runs, against: str) -> Sheet:
         """A row for each difference, and an interval in the figure."""
         dataset, probe = next(iter(runs.scale.datasets)), runs.scale.probe
-        groups = {m: runs.of(dataset, *own_recipe(runs, dataset, m), f"method={m}") for m in METHODS}
+        groups = {m: runs.of(dataset, *setting(runs, dataset, m)) for m in METHODS}
         sizes = {
-            m: {b: runs.of(dataset, *self._fixed(runs, m), f"batch_size={b}") for b in runs.scale.batch_sizes}
-            for m in ("aavae", CONTRASTIVE)
+            m: {b: runs.of(dataset, *setting(runs, dataset, m), f"batch_size={b}") for b in runs.scale.batch_sizes}
+            for m in SIZED
         }
         asked = [
             Difference(question, f"{NAMES[a]} − {NAMES[b]}", groups[a].by_seed(probe), groups[b].by_seed(probe))
             for question, pairs in PAIRS.items()
             for a, b in pairs
         ]
-        ranges = [_ranges(sizes[m], probe) for m in ("aavae", CONTRASTIVE)]
-        asked.append(Difference(BATCH, f"range over batch sizes: {NAMES['aavae']} − {NAMES[CONTRASTIVE]}", *ranges))
+        slopes = {m: _slopes(own, probe) for m, own in sizes.items()}
+        asked.append(Difference(BATCH, f"slope: {NAMES['aavae']} − {NAMES[CONTRASTIVE]}", *slopes.values()))
         tests = [paired(d.first, d.second) for d in asked]
         corrected = holm([t.p for t in tests])
         head = ["question", "difference", "points", "95 % interval", "p", "p, Holm", "seeds"]
@@ -78,44 +80,52 @@ class Questions(Artefact):
         axis.axvline(0, color="#555555", linewidth=0.8)
         axis.set_yticks([-n for n in range(len(asked))], [d.name for d in asked])
         axis.set_xlabel(f"difference in points of {PROBES[probe]}, {dataset}: mean, 95 % interval, seeds below")
+        tested = sum(not math.isnan(t.p) for t in tests)
+        recipes = {own_recipe(runs, dataset, m)[:-1] if runs.scale.equal_work else () for m in METHODS}
         caption = [
-            f"Paired differences by seed in points of test accuracy; intervals and p of the t-test for paired samples, "
-            f"from {FEWEST} seeds on. Holm's correction is over the {len(asked)} differences.",
+            f"Paired differences by seed in points of test accuracy, with the t-test for paired samples from {FEWEST} "
+            f"seeds on. Holm's correction is over the {count(tested, 'difference')} that have p; intervals are not "
+            "corrected. An interval that includes 0 does not show that there is no difference.",
             "In each pair of the first two questions one thing differs, except that AAVAE has the Gaussian likelihood "
-            "where AAAE has the squared error.",
-            f"Range: the best minus the worst accuracy of a seed over batch sizes {', '.join(runs.scale.batch_sizes)}, "
-            f"with the learning rate scaled. Means over seeds: {_by_size(sizes, probe)}.",
+            "where AAAE has the squared error."
+            + (" Their recipes differ too: each method has the one that was best for it." if len(recipes) > 1 else ""),
+            f"Slope: points of accuracy for each doubling of the batch size, a line through batch sizes "
+            f"{', '.join(runs.scale.batch_sizes)} for each seed, with the learning rate in proportion to the batch "
+            f"size; another rule may give another answer. {_by_size(sizes, slopes, probe)}.",
             f"Codes at the end of training: {_codes(groups)}.",
         ]
         shown = [*groups.values(), *(group for own in sizes.values() for group in own.values())]
         return Sheet(head, rows, caption, figure, shown)
 
-    def _fixed(self, runs: Runs, method: str) -> tuple[str, ...]:
-        return (*own_recipe(runs, next(iter(runs.scale.datasets)), method), f"method={method}")
 
+def _slopes(groups: dict[str, Group], probe: str) -> dict[object, float]:
+    """By seed, the points of accuracy for each doubling of the batch size, if all sizes are there.
 
-def _ranges(groups: dict[str, Group], probe: str) -> dict[object, float]:
-    """By seed, the best minus the worst accuracy over the settings, if all are there."""
+    A range of accuracies would be larger for the method whose seeds differ more, even where the size changes nothing.
+    """
     found = [group.by_seed(probe) for group in groups.values()]
+    doublings = np.log2([int(size) for size in groups])
     common = set(found[0]).intersection(*found[1:])
-    return {seed: float(np.ptp([own[seed] for own in found])) for seed in common}
+    return {seed: float(np.polyfit(doublings, [own[seed] for own in found], 1)[0]) for seed in common}
 
 
-def _by_size(sizes: dict[str, dict[str, Group]], probe: str) -> str:
-    return "; ".join(
-        f"{NAMES[m]} {', '.join(f'{percent(g.accuracy(probe))} ({b})' for b, g in own.items())}"
-        for m, own in sizes.items()
-    )
+def _by_size(sizes: dict[str, dict[str, Group]], slopes: dict[str, dict[object, float]], probe: str) -> str:
+    parts = []
+    for m, own in sizes.items():
+        means = ", ".join(f"{percent(g.accuracy(probe))} ({b})" for b, g in own.items())
+        steep = f", slope {np.mean([*slopes[m].values()]):+.2f}" if slopes[m] else ""
+        parts.append(f"{NAMES[m]} {means}{steep}")
+    return "; ".join(parts)
 
 
 def _codes(groups: dict[str, Group]) -> str:
     parts = []
     for method, group in groups.items():
-        norm, snr = group.last("train/mu_norm"), group.last("train/snr")
+        norm, sigma, snr = (group.last(f"train/{name}") for name in ("mu_norm", "sigma_mean", "snr"))
         if norm:
-            used = method != "aavae_mean" and snr and snr.mean > 0  # its σ is there, and draws nothing
-            ratio = f", log10 SNR {math.log10(snr.mean):.1f}" if used else ""
-            parts.append(f"{NAMES[method]} ‖μ‖ {norm.mean:.3g}{ratio}")
+            used = method != "aavae_mean" and sigma and snr  # its σ is there, and draws nothing
+            noise = f", mean σ {sigma.mean:.2g}, log10 of the mean |μ|/σ {math.log10(snr.mean):.1f}" if used else ""
+            parts.append(f"{NAMES[method]} ‖μ‖ {norm.mean:.3g}{noise}")
     return "; ".join(parts) or "not logged"
 
 

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from aavae import build
 from aavae.errors import Interrupted, UserError
+from aavae.loggers.screen import shown
 from aavae.reports.charts import progress
-from aavae.reports.jobs import JobReport, logged, read_job
+from aavae.reports.jobs import JobReport, deciding, find_jobs, logged, read_job
 from aavae.reports.means import Spread, accuracies, spread_of
-from aavae.runs.identity import identity
+from aavae.runs.identity import IMPLIED, identity
 from aavae.runs.start import marked
 from aavae.sweeps.sweep import is_done
 from experiments.paper import Scale
@@ -39,8 +40,10 @@ class Group(NamedTuple):
         return [job for job in self.jobs if job.state == "done"]
 
     def called(self, name: str) -> str:
-        """Its name in a table, marked where its runs did not start from random weights."""
-        return marked(name, any(job.start for job in self.jobs))
+        """Its name in a table, marked where runs are missing or did not start from random weights."""
+        done = len(self.done)
+        part = f" ({done} of {len(self.jobs)} seeds)" if 0 < done < len(self.jobs) else ""
+        return marked(name, any(job.start for job in self.jobs)) + part
 
     def accuracy(self, probe: str, feature: str = "h") -> Spread | None:
         """Test accuracy, a fraction, over seeds."""
@@ -61,19 +64,18 @@ class Group(NamedTuple):
 
     def curves(self, name: str, against: str = "epochs") -> list[list[tuple[float, float]]]:
         """For each run, the values of a metric by how far it was."""
-        return [_curve(job, name, against) for job in self.done]
+        return _aligned([(job, _curve(job, name)) for job in self.done], against)
 
     def measured(self, probe: str, against: str = "epochs") -> list[list[tuple[float, float]]]:
         """For each run, test accuracy of h in % by how far it was: on the way, and at the end."""
         curves = []
         for job in self.done:
-            points = dict(_curve(job, f"probe/{probe}/h/test/accuracy", against))
+            points = _curve(job, f"probe/{probe}/h/test/accuracy")
             for r in job.results:
-                own = (r["probe"], r["feature"], r["split"], r["metric"]) == (probe, "h", "test", "accuracy")
-                if own and (x := progress(against, job, float(r["epoch"]))) is not None:
-                    points[x] = r["value"]
-            curves.append([(x, 100 * y) for x, y in sorted(points.items())])
-        return curves
+                if (r["probe"], r["feature"], r["split"], r["metric"]) == (probe, "h", "test", "accuracy"):
+                    points[float(r["epoch"])] = r["value"]
+            curves.append((job, {epoch: 100 * y for epoch, y in points.items()}))
+        return _aligned(curves, against)
 
     def last(self, name: str) -> Spread | None:
         """The last value of a metric over seeds."""
@@ -81,8 +83,8 @@ class Group(NamedTuple):
 
     def last_of(self, job: JobReport, name: str) -> float | None:
         """The last value of a metric that a run has logged."""
-        curve = _curve(job, name, "epochs")
-        return curve[-1][1] if curve else None
+        curve = _curve(job, name)
+        return curve[max(curve)] if curve else None
 
     def record(self, probe: str, feature: str, metric: str) -> Spread | None:
         """A record of a probe over seeds."""
@@ -96,9 +98,30 @@ class Group(NamedTuple):
         return spread_of(self.done, value)
 
 
-def _curve(job: JobReport, name: str, against: str) -> list[tuple[float, float]]:
-    lines = [line for line in logged(job.folder) if name in line]
-    return [(x, line[name]) for line in lines if (x := progress(against, job, line["epoch"])) is not None]
+def _curve(job: JobReport, name: str) -> dict[float, float]:
+    """What a run has logged under a name, by epoch."""
+    return {line["epoch"]: line[name] for line in logged(job.folder) if name in line}
+
+
+def _aligned(curves: list[tuple[JobReport, dict[float, float]]], against: str) -> list[list[tuple[float, float]]]:
+    """The curves at the epochs that all of them have, so that points with one index can be averaged."""
+    curves = [(job, curve) for job, curve in curves if curve]
+    common = sorted(set.intersection(*(set(curve) for _, curve in curves))) if curves else []
+    found = (
+        [(x, curve[epoch]) for epoch in common if (x := progress(against, job, epoch)) is not None]
+        for job, curve in curves
+    )
+    return [curve for curve in found if curve]
+
+
+def _differences(config: dict[str, object], asked: dict[str, object]) -> list[str]:
+    """The settings of `config` that are not those of `asked`, as overrides; not the seed."""
+    keys = sorted((config.keys() | asked.keys()) - {"seed"})
+    return [
+        f"{key}={IMPLIED.get(key) if key not in config else config[key]}"
+        for key in keys
+        if config.get(key) != asked.get(key)
+    ]
 
 
 class Runs:
@@ -175,6 +198,21 @@ class Runs:
             if code == 2:
                 raise UserError("nothing is written, since the sweep above cannot be trained")
         return code
+
+    def refuse_none(self, sweeps: Iterable[Sweep]) -> int:
+        """0 if a run of the sweeps is done; else raises UserError, which says what differs in the most similar run."""
+        settings = [(s.dataset, (*s.fixed, f"{s.key}={value}")) for s in sweeps for value in s.values]
+        if any(self.of(dataset, *fixed).done for dataset, fixed in settings):
+            return 0
+        there = [job.config for job in find_jobs(self.folder)[0] if job.state == "done"]
+        if not there:
+            raise UserError(f"{shown(self.folder)} has no finished run; name another folder with runs=")
+        asked = [deciding(self._config(*own)) for own in settings]
+        differs = min((_differences(config, own) for config in there for own in asked), key=len)
+        words = " ".join(differs[:4]) or "another seed, or was judged by other probes"
+        raise UserError(
+            f"{shown(self.folder)} has no finished run with these settings; the most similar one has {words}"
+        )
 
     def _config(self, dataset: str, fixed: Iterable[str]) -> dict:
         return build.plain(build.compose(self.words(dataset, fixed), None, PRIMARY))

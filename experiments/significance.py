@@ -48,20 +48,23 @@ def differences(reference: str, groups: dict[str, Group], probe: str) -> str:
     own = groups[reference].by_seed(probe)
     clear: list[str] = []
     unclear: list[str] = []
-    seeds: set[object] = set()
+    few: list[str] = []
     for name, group in groups.items():
-        other = group.by_seed(probe)
-        test = paired(other, own)
-        if name == reference or test.seeds < FEWEST:
+        test = paired(group.by_seed(probe), own)
+        if name == reference:
             continue
-        seeds |= own.keys() & other.keys()
-        equal = math.isnan(test.p)
-        (clear if test.p < LEVEL else unclear).append(f"{name} (equal)" if equal else f"{name} (p = {test.p:.2g})")
+        if test.seeds < FEWEST:
+            few.append(name)
+            continue
+        result = "equal" if math.isnan(test.p) else f"p = {test.p:.2g}"
+        fewer = f", {test.seeds} seeds" if test.seeds < len(own) else ""
+        (clear if test.p < LEVEL else unclear).append(f"{name} ({result}{fewer})")
     if not clear and not unclear:
         return f"Fewer than {FEWEST} seeds are done, too few for a paired t-test."
-    parts = [f"differ from {reference}: {', '.join(clear)}" if clear else f"none differs from {reference}"]
-    parts += [f"within the seeds' spread: {', '.join(unclear)}"] if unclear else []
-    return f"Paired t-tests over {len(seeds)} seeds, level {LEVEL}, not corrected for their number: {'; '.join(parts)}."
+    parts = [f"differ from {reference}: {', '.join(clear)}" if clear else f"none is shown to differ from {reference}"]
+    parts += [f"no difference is shown for: {', '.join(unclear)}"] if unclear else []
+    parts += [f"too few seeds: {', '.join(few)}"] if few else []
+    return f"Paired t-tests over {len(own)} seeds, level {LEVEL}, not corrected for their number: {'; '.join(parts)}."
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -149,7 +149,7 @@ def read_job(folder: Path, name: str, overrides: list[str] | None) -> JobReport:
         said = status.read(folder) or {}
         state = status.state_of(said) if said else "pending"
         if said:
-            config = _deciding(read_config(folder))
+            config = deciding(read_config(folder))
             results = read_results(folder)
         elif (folder / CONFIG).exists():
             problem = f"it has no {status.STATUS}"
@@ -167,7 +167,8 @@ def _text(reason: object) -> str | None:
     return None if reason is None else str(reason)
 
 
-def _deciding(config: dict) -> dict[str, object]:
+def deciding(config: dict) -> dict[str, object]:
+    """The settings of a plain config that decide its run's weights, and `epochs`, by dotted key."""
     return identity_config(config) | {"epochs": config.get("epochs")} if config else {}
 
 

@@ -15,6 +15,7 @@ from scipy.stats import ttest_rel
 
 from aavae import build
 from aavae.errors import UserError
+from aavae.reports.jobs import find_jobs
 from aavae.runs import status
 from aavae.runs.identity import identity
 from aavae.sweeps import preflight
@@ -250,8 +251,12 @@ def test_without_training_runs_of_another_length_are_not_shown(tmp_path):
     words = ["scale=smoke", "seed=0,1", "train=false", f"runs={tmp_path}", f"out={tmp_path}/drawn"]
     assert artefact.make(of("figure3"), words) == 0 and "50.5 ± 0.7" in (tmp_path / "drawn/figure3.md").read_text()
     shutil.rmtree(tmp_path / "drawn")
-    with pytest.raises(UserError, match="has no finished run of figure3 as asked for"):
+    with pytest.raises(UserError, match=r"with these settings; the most similar one has epochs=4$"):
         artefact.make(of("figure3"), [*words, "epochs=3"])
+    with pytest.raises(UserError, match=r"most similar one has precision=auto$"):
+        artefact.make(of("figure3"), [*words, "precision=bf16"])
+    with pytest.raises(UserError, match="the most similar one has another seed"):
+        artefact.make(of("figure3"), [*words[:1], *words[2:], "seed=7"])
     assert not (tmp_path / "drawn").exists()
 
 
@@ -263,6 +268,27 @@ def test_what_a_method_s_recipe_says_may_be_overridden():
     byol = next(s for s in sweeps if s.values == ("byol",))
     words = runs.words("CIFAR-10", byol.fixed)
     assert {"epochs=10", "optimizer.lr=0.1", "optimizer=lars_clipped"} <= set(words) and "epochs=1000" not in words
+
+
+def test_what_is_kept_names_no_folder_of_the_machine_and_passes_by_damaged_runs(tmp_path, capsys):
+    runs = Runs(SCALES["smoke"], ["seed=0,1,2", "data_dir=/home/me/my_data"], tmp_path / "runs")
+    pretend(runs, "digits", (), lambda seed: 50 + seed)
+    folders = sorted((tmp_path / "runs").iterdir())
+    command = "python -m aavae.train 'encoder.weights=/home/me/runs/a b/last.pt' dataset.path=/home/me/my_data.zip"
+    for folder in folders:
+        (folder / "provenance.json").write_text(
+            json.dumps([{"command": command, "git": {"remote": "https://x/me/it"}}])
+        )
+        said = json.loads((folder / "status.json").read_text())
+        (folder / "status.json").write_text(json.dumps(said | {"command": command}))
+    (folders[0] / "status.json").write_text("{")
+    (tmp_path / "runs" / "latest").symlink_to(folders[1])
+    assert keep(tmp_path / "runs", tmp_path / "kept") == 2
+    assert f"left out: {folders[0]}: " in capsys.readouterr().err
+    kept = "".join(path.read_text() for path in (tmp_path / "kept").rglob("*.*"))
+    assert "/home" not in kept and "data_dir: my_data\n" in kept and "https://x/me/it" in kept
+    jobs, problems = find_jobs(tmp_path / "kept")
+    assert [job.state for job in jobs] == ["done", "done"] and not problems
 
 
 # ---- What they refuse ---------------------------------------------------------------------------------------------
@@ -277,7 +303,7 @@ def test_what_a_method_s_recipe_says_may_be_overridden():
         ("table1", "methods=ae,vae", "methods=ae,vae must include aavae"),
         ("table1", "--quick", "--quick is not a setting"),
         ("table1", "train=no", "train must be true or false"),
-        ("questions", "train=false", "has no finished run of questions as asked for"),
+        ("questions", "train=false", "has no finished run; name another folder with runs="),
         ("figure3", "loss.beta=1", "figure3 chooses loss.beta itself"),
         ("figure4", "+batch_size=3", "figure4 chooses batch_size itself"),
         ("table1", "loss.target=view", "table1 chooses loss.target itself"),
