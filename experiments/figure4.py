@@ -43,7 +43,8 @@ class Figure4(Artefact):
                 colour, marker, line = plots.style(n)
                 plots.lines(above, group.measured(probe, against), colour, line, value)
                 plots.spread(below, n, list(group.by_seed(probe).values()), colour, marker)
-                rows.append([group.called(f"{title}: {value}"), percent(group.accuracy(probe)), _number(group.number("flop"))])
+                row = [percent(group.accuracy(probe)), _number(group.number("flop"))]
+                rows.append([group.called(f"{title}: {value}"), *row])
             above.set_title(title)
             plots.progress_axis(above, against)
             above.legend(frameon=False, fontsize=5.5)

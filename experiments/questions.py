@@ -61,7 +61,8 @@ class Questions(Artefact):
             for a, b in pairs
         ]
         slopes = {m: _slopes(own, probe) for m, own in sizes.items()}
-        asked.append(Difference(BATCH, f"slope: {NAMES['aavae']} − {NAMES[CONTRASTIVE]}", *slopes.values()))
+        pair = " − ".join(NAMES[m] for m in SIZED)
+        asked.append(Difference(BATCH, f"slope per doubling: {pair}", *slopes.values()))
         tests = [paired(d.first, d.second) for d in asked]
         corrected = holm([t.p for t in tests])
         head = ["question", "difference", "points", "95 % interval", "p", "p, Holm", "seeds"]
@@ -78,6 +79,7 @@ class Questions(Artefact):
             axis.plot(t.mean, -n, "o", color=colour, markersize=5)
             axis.plot(t.values, [-n - 0.22] * len(t.values), ".", color=colour, markersize=3.5, alpha=0.7)
         axis.axvline(0, color="#555555", linewidth=0.8)
+        axis.set_ylim(0.5 - len(asked), 0.5)
         axis.set_yticks([-n for n in range(len(asked))], [d.name for d in asked])
         axis.set_xlabel(f"difference in points of {PROBES[probe]}, {dataset}: mean, 95 % interval, seeds below")
         tested = sum(not math.isnan(t.p) for t in tests)
