@@ -1,6 +1,7 @@
 """The documents, played from top to bottom as a reader would, and the notebooks; what they claim is looked up."""
 
 import contextlib
+import csv
 import json
 import re
 import shlex
@@ -374,8 +375,11 @@ def test_the_measured_table_and_curve_are_those_of_the_kept_runs():
               "untrained encoder": "h_untrained"}  # fmt: skip
     text = (ROOT / "README.md").read_text().split("## What two CPU cores show")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if line[:2] == "| "]
-    assert len(rows) == 1 + len(measured)
-    for name, *shown in rows[1:]:
+    with open(ROOT / "experiments/results/cpu_6_epochs/questions.csv", newline="") as handle:
+        asked = [row for row in csv.DictReader(handle) if int(row["seeds"])]
+    differences = [[row["difference"], row["points"], row["95 % interval"], row["seeds"]] for row in asked]
+    assert rows[1 + len(measured) + 1 :] == differences
+    for name, *shown in rows[1 : 1 + len(measured)]:
         values = measured[called.get(name, name.lower())]
         probes = ("linear_cached", "knn", "few_label_1", "few_label_5")
         assert shown == [f"{100 * values[probe].mean:.1f}" for probe in probes], name
