@@ -73,6 +73,33 @@ def test_everything_else_is_torchs(size, bf16, settings, monkeypatch):
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize(
+    ("channels", "size", "settings"),
+    [
+        (4, (8, 8), {"stride": 2, "bias": False}),
+        (6, (7, 5), {"stride": (2, 3)}),
+        (2, (9, 9), {"stride": 3, "groups": 2}),
+        (3, (8, 8), {"stride": (1, 2)}),
+    ],
+)
+def test_narrow_convolutions_that_skip_pixels_have_the_gradients_of_torch(channels, size, settings, monkeypatch):
+    """torch's in float64, since in float32 it damages the heap on CPUs with AVX2."""
+    torch.manual_seed(0)
+    ours, torchs = pair(channels, 8, 1, **settings)
+    x = torch.randn(4, channels, *size).contiguous(memory_format=torch.channels_last)
+    ours = ours.to(memory_format=torch.channels_last)
+    out = torch.randn_like(ours(x))
+    truth = gradients(torchs.double(), x.double(), out.double(), bf16=False)
+    strides, call = [], nn.functional.conv2d
+    monkeypatch.setattr(
+        "torch.nn.functional.conv2d",
+        lambda *args, **kwargs: strides.append(kwargs.get("stride", 1)) or call(*args, **kwargs),
+    )
+    for mine, exact in zip(gradients(ours, x, out, bf16=False), truth, strict=True):
+        torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
+    assert strides == [1]
+
+
 def test_the_networks_for_cpus_go_by_patches(monkeypatch):
     """The last two stages of resnet_cpu, and the decoder's convolution at 4²."""
     from aavae.models import conv
