@@ -17,8 +17,8 @@ from experiments.runs import PRIMARY, Runs, Sweep
 from experiments.writing import Sheet, write
 
 PEAK = 790e12  # FLOP/s of dense bf16 products that an H100 has been seen to reach: a run cannot be faster
-# `runs` and `out` are folders: of the runs, and for the table and the figure.
 TRUTHS = ("true", "false")
+# `runs` and `out` are folders: of the runs, and for the table and the figure.
 SETTINGS = {
     "scale": "smoke", "against": "epochs", "methods": "all", "runs": "", "out": "", "train": "true", "dry_run": "false"
 }  # fmt: skip
