@@ -26,7 +26,7 @@ from experiments.keep import keep
 from experiments.paper import NAMES, PUBLISHED, QUOTED, SCALES
 from experiments.runs import Runs
 from experiments.significance import holm
-from experiments.table1 import methods, own_recipe
+from experiments.table1 import methods, own_recipe, setting
 from experiments.work import flop_of_an_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,6 +193,11 @@ def test_questions_are_paired_differences_with_intervals(done):
     assert len(rows) == 6 and "Holm" in text and "Codes at the end of training" in text
     (last,) = (row for row in rows if row["question"].startswith("3."))
     assert "AAVAE − SimCLR" in last["difference"] and last["seeds"] == "3"
+    slope = {}  # of two batch sizes, one twice the other, it is their difference
+    for m in ("aavae", "simclr"):
+        small, large = (runs.of("digits", *setting(runs, "digits", m), f"batch_size={b}") for b in (64, 128))
+        slope[m] = 100 * (large.accuracy("knn").mean - small.accuracy("knn").mean)
+    assert last["points"] == f"{slope['aavae'] - slope['simclr']:+.1f}" != "+0.0"
 
 
 @pytest.mark.parametrize(
@@ -241,7 +246,7 @@ def test_without_training_what_is_done_is_drawn(done):
     gone = done.of("digits", "loss.beta=1").jobs[0].folder
     (gone / "status.json").unlink()
     _, text = made("figure3", "train=false")  # done: launching would fail
-    assert "**Not complete: 5 of 6 runs are done.**" in text
+    assert "**Not complete: 5 of 6 runs are done.**" in text and "β = 1 (2 of 3 seeds)" in text
 
 
 def test_without_training_runs_of_another_length_are_not_shown(tmp_path):
