@@ -32,7 +32,7 @@ def on_config(config):
 
 
 def on_files(files: Files, config) -> Files:
-    """The documents, README as the start page, the notebooks, and the reference."""
+    """The documents, README as the start page, results with their figures, the notebooks, and the reference."""
 
     def at(path: str) -> File:
         return File(path, str(ROOT), config.site_dir, config.use_directory_urls)
@@ -42,6 +42,9 @@ def on_files(files: Files, config) -> Files:
         files.append(at(f"docs/{file.src_uri}"))
     for path in PAGES:
         files.append(at(path))
+    for path in sorted((ROOT / "experiments/results").glob("*/*.*")):
+        if path.suffix in (".md", ".png"):
+            files.append(at(path.relative_to(ROOT).as_posix()))
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         files.append(at(f"notebooks/{path.name}"))
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook(path)))
