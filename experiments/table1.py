@@ -50,6 +50,9 @@ class Table1(Artefact):
         scale, datasets = runs.scale, list(runs.scale.datasets)
         chosen = {dataset: self._chosen(runs, dataset) for dataset in datasets}
         by_method = {m: [self._group(runs, d, m, chosen[d]) for d in datasets] for m in methods(runs)}
+        tried = scale.vae_betas if "vae" in runs.methods else ()
+        betas = {f"VAE, β = {b}": [self._group(runs, d, "vae", b) for d in datasets] for b in tried}
+        ready = all(len(g.done) == len(g.jobs) for groups in betas.values() for g in groups)
         papers = [d for d in PUBLISHED if d in datasets] or ["CIFAR-10"]
         others = _other_probes(by_method, scale.probe)
         head = ["method", *(f"{d}: {PROBES[scale.probe]}, measured" for d in datasets)]
@@ -69,15 +72,13 @@ class Table1(Artefact):
             return [name, *map(shown, own), *(_printed(printed.get(p)) for p in papers), *map(shown, beside), *cost]
 
         rows = [
-            row(self._name(m, chosen), groups, {p: PUBLISHED[p][m] for p in papers if m in PUBLISHED[p]})
+            row(self._name(m, chosen, ready), groups, {p: PUBLISHED[p][m] for p in papers if m in PUBLISHED[p]})
             for m, groups in by_method.items()
         ]
         controls = {
             name: [runs.of(d, *_control(runs, d, fixed), last) for d in datasets]
             for name, (last, fixed) in self._controls(runs).items()
         }
-        tried = scale.vae_betas if "vae" in runs.methods else ()
-        betas = {f"VAE, β = {b}": [self._group(runs, d, "vae", b) for d in datasets] for b in tried}
         rows += [row(name, groups, {}) for name, groups in (controls | betas).items()]
         rows += [row(name, by_method["aavae"], {}, feature) for feature, name in FLOORS.items()]
         rows += [row(f"{name}, quoted by the paper", [], printed) for name, printed in QUOTED.items()]
@@ -92,7 +93,6 @@ class Table1(Artefact):
         if scale.equal_work:
             caption.insert(0, "Each method computes what AAVAE computes in its epochs, to the nearest epoch.")
         if tried:
-            ready = all(len(g.done) == len(g.jobs) for groups in betas.values() for g in groups)
             caption.insert(
                 0,
                 f"β of the VAE was chosen by the mean score on validation images: {_betas(chosen)}."
@@ -122,8 +122,9 @@ class Table1(Artefact):
 
         return max(runs.scale.vae_betas, key=score)
 
-    def _name(self, method: str, chosen: dict[str, str]) -> str:
-        return f"VAE, β = {_betas(chosen)} (chosen on validation)" if method == "vae" else NAMES.get(method, method)
+    def _name(self, method: str, chosen: dict[str, str], ready: bool) -> str:
+        how = "chosen on validation" if ready else "not chosen yet"
+        return f"VAE, β = {_betas(chosen)} ({how})" if method == "vae" else NAMES.get(method, method)
 
     def _figure(self, runs: Runs, groups: dict[str, Group], against: str):
         figure, ((axis,),) = plots.panels(1, width=plots.PAGE, height=2.8)

@@ -249,6 +249,23 @@ def test_without_training_what_is_done_is_drawn(done):
     assert "**Not complete: 5 of 6 runs are done.**" in text and "β = 1 (2 of 3 seeds)" in text
 
 
+def test_the_vae_is_not_said_to_be_chosen_while_a_run_is_missing(done):
+    gone = done.of("digits", "method=vae", "loss.beta=0.1").jobs[2].folder
+    (gone / "status.json").unlink()
+    rows, text = made("table1", "train=false")
+    names = [row["method"] for row in rows]
+    assert "VAE, β = 1 (not chosen yet)" in names and "β of the VAE is not chosen yet" in text
+    assert "VAE, β = 0.1 (2 of 3 seeds)" in names and "(chosen on validation)" not in text
+
+
+def test_curves_have_the_epochs_that_all_seeds_have(done):
+    group = done.of("digits", "method=aavae")
+    with open(group.jobs[1].folder / "metrics.jsonl", "a") as handle:
+        handle.write(json.dumps({"step": 30, "epoch": 3, "probe/knn/h/test/accuracy": 0.7, "val/kl": 2.0}) + "\n")
+    assert [[x for x, _ in curve] for curve in group.measured("knn")] == [[2, 4]] * 3
+    assert group.curves("val/kl") == [[(2, 3.0), (4, 3.0)]] * 3
+
+
 def test_without_training_runs_of_another_length_are_not_shown(tmp_path):
     runs = Runs(SCALES["smoke"], ["seed=0,1"], tmp_path)
     for dataset, fixed in settings("figure3", "smoke"):
