@@ -29,6 +29,8 @@ from aavae.sweeps.grid import Grid
 from aavae.training import health
 from aavae.training.flops import training_flop
 from experiments.artefact import SETTINGS, parse
+from experiments.paper import SCALES
+from experiments.runs import Runs
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -384,6 +386,19 @@ def test_the_measured_table_and_curve_are_those_of_the_kept_runs():
         probes = ("linear_cached", "knn", "few_label_1", "few_label_5")
         assert shown == [f"{100 * values[probe].mean:.1f}" for probe in probes], name
     assert (ROOT / "docs/cifar10_cpu.png").read_bytes() == (kept / "table1.png").read_bytes()
+
+
+def test_the_scales_of_the_paper_s_runs_are_as_described():
+    rows = table("paper", "scale")
+    assert rows.keys() == SCALES.keys()
+    for name, (networks, seeds, _) in rows.items():
+        runs = Runs(SCALES[name], [], Path("none"))
+        presets = [word for own in runs.scale.datasets.values() for word in own]
+        for dataset in runs.scale.datasets:
+            assert f"{build.compose(runs.words(dataset, ())).epochs} epochs" in networks, name
+        for preset in re.findall(r"`(experiment=\w+)`", networks):
+            assert preset in presets, name
+        assert seeds == ", ".join(map(str, runs.scale.seeds)), name
 
 
 def test_the_methods_are_as_described():

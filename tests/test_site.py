@@ -71,8 +71,8 @@ def pages(site):
 
 
 def test_every_document_is_a_page(site, pages):
-    documents = [p for kind in ("docs/*.md", "notebooks/*.ipynb", "experiments/results/*/*.md") for p in ROOT.glob(kind)]
-    names = {path.relative_to(ROOT).with_suffix(".html") for path in documents}
+    documents = ("docs/*.md", "notebooks/*.ipynb", "experiments/results/*/*.md")
+    names = {path.relative_to(ROOT).with_suffix(".html") for like in documents for path in ROOT.glob(like)}
     names |= {Path(name) for name in ("index.html", "CHANGELOG.html", "CONTRIBUTING.html", "experiments/LOG.html")}
     assert names <= {path.relative_to(site) for path in pages}
 
