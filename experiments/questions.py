@@ -93,7 +93,9 @@ class Questions(Artefact):
             + (" Their recipes differ too: each method has the one that was best for it." if len(recipes) > 1 else ""),
             f"Slope: points of accuracy for each doubling of the batch size, a line through batch sizes "
             f"{', '.join(runs.scale.batch_sizes)} for each seed, with the learning rate in proportion to the batch "
-            f"size; another rule may give another answer. {_by_size(sizes, slopes, probe)}.",
+            f"size; another rule may give another answer. A larger batch makes fewer steps in the same epochs. "
+            + ("SimCLR computes what AAVAE computes, to the nearest epoch. " if runs.scale.equal_work else "")
+            + f"{_by_size(sizes, slopes, probe)}.",
             f"Codes at the end of training: {_codes(groups)}.",
         ]
         shown = [*groups.values(), *(group for own in sizes.values() for group in own.values())]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from aavae.reports.jobs import JobReport
 from aavae.reports.page import facts_of
+from aavae.reports.tables import merged
 from aavae.runs.provenance import checkout
 from aavae.runs.start import NOTE
 from aavae.runtime import files
@@ -64,7 +65,7 @@ def _csv(sheet: Sheet) -> str:
 def _origin(jobs: list[JobReport], runs: Runs) -> list[str]:
     """Scale, seeds, dataset, protocol, versions and cost."""
     tested = [r for job in jobs for r in job.results if (r["probe"], r["split"]) == (runs.scale.probe, "test")]
-    protocols = list(dict.fromkeys(f"{r['protocol']}; {r['n']} test images" for r in tested if r["feature"] == "h"))
+    how = merged(f"{r['protocol']}; {r['n']} test images" for r in tested if r["feature"] == "h")
     known = [f"{name} {value}" for name, value in facts_of(jobs) if value]
     git = checkout(Path(__file__).parent)
     here = [f"drawn at commit {git.commit[:10]}{' with changes' if git.dirty else ''}"] if git else []
@@ -72,6 +73,6 @@ def _origin(jobs: list[JobReport], runs: Runs) -> list[str]:
     if runs.overrides:
         said.append(f"with {' '.join(runs.overrides)}")
     return [
-        f"Test accuracy in %, mean ± sd (ddof 1) over seeds; probe: {'; or '.join(protocols[:3]) or 'none is done'}.",
+        f"Test accuracy in %, mean ± sd (ddof 1) over seeds; probe: {how or 'none is done'}.",
         f"{'; '.join(said)}.",
     ]

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -215,15 +216,20 @@ def _code(line: str) -> str:
 
 
 def protocols_of(summary: Summary, probe: str) -> str:
-    """How the probe measured; where jobs differ in a word only, its variants."""
+    """How the probe measured."""
     records = [r for job in summary.jobs for r in tested(job) if r["probe"] == probe]
-    found = dict.fromkeys(f"{r.get('protocol', 'unknown')}; {r.get('n')} test images" for r in records)
+    return merged(f"{r.get('protocol', 'unknown')}; {r.get('n')} test images" for r in records)
+
+
+def merged(protocols: Iterable[str]) -> str:
+    """Protocols as one text; where they differ in a word only, its variants."""
     alike: dict[int, list[list[str]]] = {}
-    for protocol in found:
+    for protocol in dict.fromkeys(protocols):
         words = re.split(r"([,;]? )", one_line(protocol))
         alike.setdefault(len(words), []).append(words)
-    merged = ("".join("/".join(dict.fromkeys(w)) for w in zip(*several, strict=True)) for several in alike.values())
-    return "; or ".join(merged)
+    return "; or ".join(
+        "".join("/".join(dict.fromkeys(w)) for w in zip(*several, strict=True)) for several in alike.values()
+    )
 
 
 def commands_of(summary: Summary, most: int = 20) -> list[str]:
