@@ -385,6 +385,9 @@ def test_the_measured_table_and_curve_are_those_of_the_kept_runs():
         values = measured[called.get(name, name.lower())]
         probes = ("linear_cached", "knn", "few_label_1", "few_label_5")
         assert shown == [f"{100 * values[probe].mean:.1f}" for probe in probes], name
+    (longer,), _ = find_jobs(ROOT / "experiments/results/cpu_40_epochs/runs")
+    linear, knn = (f"{100 * accuracies([longer], 'h')[probe].mean:.1f}" for probe in ("linear_cached", "knn"))
+    assert f"With `epochs=40` AAVAE has {linear} and {knn} (one seed)" in text
     assert (ROOT / "docs/cifar10_cpu.png").read_bytes() == (kept / "table1.png").read_bytes()
 
 
