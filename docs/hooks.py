@@ -25,7 +25,9 @@ NEEDED = (
 
 
 def on_config(config):
-    """The reference is the last tab."""
+    """The pages of results beside those of the paper, and the reference as the last tab."""
+    shown = next(tab["Results"] for tab in config.nav if "Results" in tab)
+    shown[1:1] = [path.relative_to(ROOT).as_posix() for path in results() if path.suffix == ".md"]
     first, *others = sorted(reference(), key=lambda path: not path.endswith("/index.md"))
     config.nav.append({"Reference": [first, *({Path(path).stem: path} for path in others)]})
     return config
@@ -42,9 +44,8 @@ def on_files(files: Files, config) -> Files:
         files.append(at(f"docs/{file.src_uri}"))
     for path in PAGES:
         files.append(at(path))
-    for path in sorted((ROOT / "experiments/results").glob("*/*.*")):
-        if path.suffix in (".md", ".png"):
-            files.append(at(path.relative_to(ROOT).as_posix()))
+    for path in results():
+        files.append(at(path.relative_to(ROOT).as_posix()))
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         files.append(at(f"notebooks/{path.name}"))
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook(path)))
@@ -65,6 +66,11 @@ def notebook(path: Path) -> str:
         source = "".join(cell["source"])
         blocks.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
     return "\n\n".join([*blocks, f'<a href="{path.name}" download>Download this notebook</a>'])
+
+
+def results() -> list[Path]:
+    """The tables that are kept, and their figures."""
+    return sorted(p for p in (ROOT / "experiments/results").glob("*/*.*") if p.suffix in (".md", ".png"))
 
 
 def reference() -> dict[str, str]:

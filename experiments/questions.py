@@ -62,7 +62,7 @@ class Questions(Artefact):
         ]
         slopes = {m: _slopes(own, probe) for m, own in sizes.items()}
         pair = " − ".join(NAMES[m] for m in SIZED)
-        asked.append(Difference(BATCH, f"slope per doubling: {pair}", *slopes.values()))
+        asked.append(Difference(BATCH, f"slope per doubling of the batch: {pair}", *slopes.values()))
         tests = [paired(d.first, d.second) for d in asked]
         corrected = holm([t.p for t in tests])
         head = ["question", "difference", "points", "95 % interval", "p", "p, Holm", "seeds"]
@@ -84,6 +84,8 @@ class Questions(Artefact):
         axis.set_xlabel(f"difference in points of {PROBES[probe]}, {dataset}: mean, 95 % interval, seeds below")
         tested = sum(not math.isnan(t.p) for t in tests)
         recipes = {own_recipe(runs, dataset, m)[:-1] if runs.scale.equal_work else () for m in METHODS}
+        recipe = own_recipe(runs, dataset, CONTRASTIVE) if runs.scale.equal_work else ()
+        epochs = next((word.partition("=")[2] for word in recipe if word.startswith("epochs=")), "")
         caption = [
             f"Paired differences by seed in points of test accuracy, with the t-test for paired samples from {FEWEST} "
             f"seeds on. Holm's correction is over the {count(tested, 'difference')} that have p; intervals are not "
@@ -94,7 +96,7 @@ class Questions(Artefact):
             f"Slope: points of accuracy for each doubling of the batch size, a line through batch sizes "
             f"{', '.join(runs.scale.batch_sizes)} for each seed, with the learning rate in proportion to the batch "
             f"size; another rule may give another answer. A larger batch makes fewer steps in the same epochs. "
-            + ("SimCLR computes what AAVAE computes, to the nearest epoch. " if runs.scale.equal_work else "")
+            + (f"{NAMES[CONTRASTIVE]} has {epochs} epochs, whose work is nearest to AAVAE's. " if epochs else "")
             + f"{_by_size(sizes, slopes, probe)}.",
             f"Codes at the end of training: {_codes(groups)}.",
         ]
@@ -128,8 +130,8 @@ def _codes(groups: dict[str, Group]) -> str:
         norm, sigma, snr = (group.last(f"train/{name}") for name in ("mu_norm", "sigma_mean", "snr"))
         if norm:
             used = method != "aavae_mean" and sigma and snr  # its σ is there, and draws nothing
-            noise = f", mean σ {sigma.mean:.2g}, log10 of the mean |μ|/σ {math.log10(snr.mean):.1f}" if used else ""
-            parts.append(f"{NAMES[method]} ‖μ‖ {norm.mean:.3g}{noise}")
+            noise = f", mean σ {sigma.mean:.2g}, mean |μ|/σ {float(f'{snr.mean:.2g}'):,.0f}" if used else ""
+            parts.append(f"{NAMES[method]} ‖μ‖ {norm.mean:.1f}{noise}")
     return "; ".join(parts) or "not logged"
 
 

@@ -388,6 +388,21 @@ def test_the_measured_table_and_curve_are_those_of_the_kept_runs():
     (longer,), _ = find_jobs(ROOT / "experiments/results/cpu_40_epochs/runs")
     linear, knn = (f"{100 * accuracies([longer], 'h')[probe].mean:.1f}" for probe in ("linear_cached", "knn"))
     assert f"With `epochs=40` AAVAE has {linear} and {knn} (one seed)" in text
+    noise, _, domain, _, gain, slope = asked
+    assert f"a gain is at most {float(noise['95 % interval'].split('to')[1]):g} points" in text
+    short, _ = find_jobs(ROOT / "experiments/results/cpu_6_epochs/runs")
+
+    def of_size(method: str, size: int) -> str:
+        jobs = [j for j in short if (j.config["method"], j.config["batch_size"]) == (method, size)]
+        assert sorted(j.seed for j in jobs) == [0, 1, 2]
+        return f"{100 * accuracies(jobs, 'h')['linear_cached'].mean:.1f}"
+
+    said = " ".join(text.split())
+    assert f"{gain['points'][1:]} points better than no noise (AE; p = {gain['p, Holm']}, corrected" in said
+    assert f"{domain['points'][1:]} points better than noise and dropped pixels (DAE; p = {domain['p, Holm']}," in said
+    assert f"AAVAE falls from {of_size('aavae', 128)} to {of_size('aavae', 1024)}" in said
+    assert f"SimCLR goes from {of_size('simclr', 128)} to {of_size('simclr', 1024)}" in said
+    assert f"(p = {float(slope['p']):.2f})" in said
     assert (ROOT / "docs/cifar10_cpu.png").read_bytes() == (kept / "table1.png").read_bytes()
 
 

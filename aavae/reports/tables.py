@@ -222,7 +222,7 @@ def protocols_of(summary: Summary, probe: str) -> str:
 
 
 def merged(protocols: Iterable[str]) -> str:
-    """Protocols as one text; where they differ in a word only, its variants."""
+    """Protocols as one text; those of equally many words are one, with the variants of each word."""
     alike: dict[int, list[list[str]]] = {}
     for protocol in dict.fromkeys(protocols):
         words = re.split(r"([,;]? )", one_line(protocol))
