@@ -222,11 +222,10 @@ def protocols_of(summary: Summary, probe: str) -> str:
 
 
 def merged(protocols: Iterable[str]) -> str:
-    """Protocols as one text; those of equally many words are one, with the variants of each word."""
-    alike: dict[int, list[list[str]]] = {}
-    for protocol in dict.fromkeys(protocols):
-        words = re.split(r"([,;]? )", one_line(protocol))
-        alike.setdefault(len(words), []).append(words)
+    """Protocols as one text; those that differ in numbers only are one, with the variants of each number."""
+    alike: dict[str, list[list[str]]] = {}
+    for protocol in dict.fromkeys(map(one_line, protocols)):
+        alike.setdefault(re.sub(r"\d+(\.\d+)?(e-?\d+)?", "0", protocol), []).append(re.split(r"([,;]? )", protocol))
     return "; or ".join(
         "".join("/".join(dict.fromkeys(w)) for w in zip(*several, strict=True)) for several in alike.values()
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # it takes a second to import, and a report only reads
 PROVENANCE = "provenance.json"
 PACKAGES = ("aavae", "torch", "torchvision", "timm", "hydra-core", "numpy")
 PATIENCE = 5.0  # seconds, for all that a program is asked
+CODE = ("*.py", "*.pyx", "*.so", "*.pyd")
 
 
 def provenance(device: "torch.device", command: str, seed: int | None, fingerprint: str, processes: int = 1) -> dict:
@@ -84,8 +85,8 @@ def sessions(folder: Path) -> list[dict]:
 
 
 class Checkout(NamedTuple):
-    """A git checkout: its top folder, its commit, whether files differ from it (None: git took too long to say), and
-    where its `origin` is to be had."""
+    """A git checkout: its top folder, its commit, whether its files differ from it or there is code that git does not
+    track (None: git took too long to say), and where its `origin` is to be had."""
 
     root: str
     commit: str
@@ -111,8 +112,10 @@ def checkout(folder: Path, file: str | None = None) -> Checkout | None:
         return None
     root, _, commit = found.strip().rpartition("\n")
     remote = public(git("config", "--get", "remote.origin.url") or "")
-    changes = git("status", "--porcelain", "--untracked-files=normal")
-    return Checkout(root, commit, None if changes is None else bool(changes), remote)
+    # Of what git does not track only code counts: a folder of runs changes nothing, and a run keeps its config.
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    new = git("ls-files", "--others", "--exclude-standard", "--", *(f":(top){pattern}" for pattern in CODE))
+    return Checkout(root, commit, None if changes is None or new is None else bool(changes or new), remote)
 
 
 def public(remote: str) -> str | None:

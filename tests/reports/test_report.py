@@ -16,7 +16,7 @@ from run_folders import a_run, a_sweep, record
 from aavae.reports.jobs import find_jobs
 from aavae.reports.means import summarize
 from aavae.reports.page import page
-from aavae.reports.tables import as_csv, latex, markdown, write
+from aavae.reports.tables import as_csv, latex, markdown, merged, write
 
 
 def cells(folder: Path) -> list[dict[str, str]]:
@@ -86,6 +86,11 @@ def test_a_mean_over_fewer_seeds_or_several_protocols_is_marked(tmp_path):
     assert row["kNN"] == "60.0 ± 14.1† (2)" and row["linear"] == "50.0 ± 0.0 (2)"  # what was chosen on val may differ
     text = markdown(summarize(tmp_path))
     assert "- kNN: k=20/k=5; 300 test images" in text and "(n): of n seeds" in text and "†: not all" in text
+
+
+def test_protocols_that_differ_in_more_than_numbers_stand_apart():
+    said = ("SGD, 90 epochs, float32", "SGD, 90 epochs, bf16", "SGD, 10 epochs, bf16", "LBFGS, 90 epochs, float32")
+    assert merged(said) == "SGD, 90 epochs, float32; or SGD, 90/10 epochs, bf16; or LBFGS, 90 epochs, float32"
 
 
 def test_baselines_stand_below_and_spread_over_seeds_not_over_jobs(tmp_path):

@@ -86,6 +86,16 @@ def test_a_changed_checkout_is_dirty(repo, change):
     assert checkout(repo / "package", "__init__.py").dirty is True
 
 
+def test_a_folder_of_runs_changes_nothing(repo):
+    run = repo / "my runs" / "first"
+    (run / ".hydra").mkdir(parents=True)
+    for name in ("config.yaml", ".hydra/overrides.yaml", "metrics.jsonl", "last.pt"):
+        (run / name).touch()
+    assert checkout(repo / "package", "__init__.py").dirty is False
+    (run.parent / "model.py").touch()
+    assert checkout(repo / "package", "__init__.py").dirty is True
+
+
 def test_looking_leaves_the_repository_alone(repo):
     def content():
         return {p: p.stat().st_mtime_ns for p in (repo / ".git").rglob("*")}
@@ -207,7 +217,7 @@ def test_the_repository_one_works_in_is_reported_if_it_is_another(ours, tmp_path
     monkeypatch.chdir(ours / "package")
     assert provenance(CPU, "c", 0, "d")["git_here"] is None
     mine = repository(tmp_path / "mine")
-    (mine / "untracked").touch()
+    (mine / "untracked.py").touch()
     monkeypatch.chdir(mine)
     entry = provenance(CPU, "c", 0, "d")
     assert entry["git_here"] == {"commit": git(mine, "rev-parse", "HEAD"), "dirty": True, "remote": None}
