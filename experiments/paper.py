@@ -167,8 +167,9 @@ CPU = PAPER._replace(
     similar="CIFAR-10",
     equal_work=True,
     tuned="All have AdamW with a learning rate of 0.002. Others were tried for six methods, over 3 epochs and with an "
-    "earlier encoder: 0.002 was within a point of the best, except for AAVAE (2.0 points below 0.004). Nothing was "
-    "tried for the other methods (experiments/LOG.md, 2026-11-29).",
+    "earlier encoder: 0.002 was within a point of the best, except for AAVAE (2.0 points below 0.004). With this "
+    "encoder, over 6 epochs, it was within 0.1 of the best of three for AAVAE and AE. Nothing was tried for the other "
+    "methods (experiments/LOG.md, 2026-11-29 and 2026-11-30).",
 )
 HOUR = CPU._replace(name="cpu_hour", datasets={"CIFAR-10": ("experiment=cifar10_cpu_hour", *scaled(256))})
 DIGITS = CPU._replace(
