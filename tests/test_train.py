@@ -14,7 +14,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from aavae import build
+from aavae.errors import UserError
 from aavae.runs.identity import identity
+from aavae.training.loop import Loop
 from aavae.training.trainer import Trainer
 from aavae.weights import checkpoint
 
@@ -107,12 +109,14 @@ def test_zero_epochs_judge_the_untrained_encoder(train):
     assert ("knn", "h_untrained", "test") in values
 
 
-def test_images_without_labels_are_scored_by_their_validation_loss(train, tmp_path):
+@pytest.mark.parametrize("every", [1, 0])
+def test_images_without_labels_are_scored_by_their_validation_loss(train, tmp_path, every):
     images = build.dataset(build.compose(["dataset=synthetic"]))["pretrain"].images[:64]
     (tmp_path / "photos").mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "photos" / f"{i}.png")
-    ended = train(*DEBUG, "dataset=image_folder", "dataset.path=photos", "dataset.image_size=16", "batch_size=16")
+    photos = ("dataset=image_folder", "dataset.path=photos", "dataset.image_size=16", "batch_size=16")
+    ended = train(*DEBUG, *photos, f"trainer.validate_every={every}")
     assert ended.code == 0, ended.err
     [result] = json.loads(Path("run/results.json").read_text())
     assert result["metric"] == "loss" and result["split"] == "pretrain_val"
@@ -205,6 +209,47 @@ def test_a_constant_schedule_is_extended_and_another_is_not(train):
     assert train("trainer=debug", "hydra.run.dir=cosine", "schedule=cosine", "probe=[]", "epochs=1").code == 0
     ended = train("trainer=debug", "hydra.run.dir=cosine", "schedule=cosine", "probe=[]", "epochs=2")
     assert ended.code == 2 and "only schedule=constant can be extended" in ended.err
+
+
+def test_a_method_with_schedules_of_its_own_cannot_be_extended(train):
+    words = ("trainer=debug", "hydra.run.dir=byol", "method=byol", "schedule=constant", "probe=[]")
+    assert train(*words, "epochs=1").code == 0
+    ended = train(*words, "epochs=2")
+    assert ended.code == 2 and "schedules of BYOL depend" in ended.err and "resume=never" in ended.err
+    assert train(*words, "epochs=1").code == 0
+    assert train(*words, "epochs=1", "resume=never", "model.final_momentum=0.99").code == 0
+    assert train(*words, "epochs=2", "model.final_momentum=0.99").code == 0
+
+
+def test_a_run_that_goes_on_leaves_no_encoder_of_before(train, monkeypatch):
+    assert train(*DEBUG, "probe=[]", "epochs=1").code == 0
+    encoder = Path("run/encoder.safetensors")
+    for words in (("epochs=2",), ("epochs=1", "latent_dim=4", "resume=never")):
+        assert encoder.exists()
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "run", lambda loop: (_ for _ in ()).throw(UserError("stopped")))
+            assert train(*DEBUG, "probe=[]", *words).code == 2
+        assert not encoder.exists()
+        assert train(*DEBUG, "probe=[]", *words).code == 0
+
+
+def test_a_run_without_probes_is_finished_too(train):
+    assert train(*DEBUG, "probe=[]", "epochs=1").code == 0
+    before = Path("run/metrics.jsonl").read_bytes(), Path("run/last.pt").stat().st_mtime_ns
+    ended = train(*DEBUG, "probe=[]", "epochs=1")
+    assert ended.code == 0 and "is finished" in ended.err + ended.out
+    assert before == (Path("run/metrics.jsonl").read_bytes(), Path("run/last.pt").stat().st_mtime_ns)
+    assert train(*DEBUG, "probe=knn", "epochs=1").code == 0  # judged now
+    assert {r["probe"] for r in json.loads(Path("run/results.json").read_text())} == {"knn"}
+
+
+def test_a_continued_run_does_not_take_the_name_of_another(train):
+    assert train(*DEBUG, "probe=[]", "epochs=1").code == 0
+    ended = train("trainer=debug", "probe=[]", "epochs=2", "seed=1", "resume=run")
+    assert ended.code == 2 and "seed=0 (now 1)" in ended.err and "hydra.run.dir=" in ended.err
+    assert not Path("outputs").exists()
+    assert train("trainer=debug", "probe=[]", "epochs=2", "resume=run").code == 0  # what an unbroken run would be
+    assert train("trainer=debug", "probe=[]", "epochs=2", "seed=1", "resume=run", "hydra.run.dir=mixed").code == 0
 
 
 def test_another_run_in_the_same_folder_is_refused_by_name(train):

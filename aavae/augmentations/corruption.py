@@ -31,7 +31,8 @@ class Corruption(Pipeline):
     def apply(self, images: Tensor, draws: dict[str, Tensor], cropped: bool = False) -> Tensor:
         """The views `(B, 3, H, W)`, which may leave [0, 1]."""
         draws = {name: send(parameter, images.device) for name, parameter in draws.items()}
-        return torch.where(draws["drop"], self.mean.to(images), images + draws["noise"])
+        mean = send(self.mean, images.device).to(images.dtype)
+        return torch.where(draws["drop"], mean, images + draws["noise"])
 
     def __str__(self) -> str:
         return f"noise of {self.noise:g} standard deviations, {self.drop_p:.0%} of pixels dropped"

@@ -30,6 +30,8 @@ class Model(nn.Module):
     whole = True  # whether a step sees whole images, with whose statistics those of a clean pass may be mixed
     repeats = True  # whether a block of it, computed again in the backward pass, computes the same
     per_image = True  # whether the loss is a mean over images, so that a batch may be computed in parts
+    steady = True  # whether the parameters that get gradients are the same ones in every step
+    extendable = True  # whether a step is the same one whatever `total_steps` is
     stochastic = False  # whether `validate` draws several latent samples an image
     judged_by = "h"  # the feature that a validation loss is filed under in `results.json`
 

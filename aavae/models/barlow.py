@@ -14,7 +14,7 @@ def cross_correlation_loss(a: Tensor, b: Tensor, redundancy: float) -> Tensor:
     (Zbontar et al., Eq. 1 and 2), with a biased variance and 10⁻⁵ as in BatchNorm."""
     a, b = (_standardised(full(z)) for z in (a, b))
     correlation = a.T @ b / len(a)
-    error = (correlation - torch.eye(len(correlation)).to(correlation)).square()
+    error = (correlation - torch.eye(len(correlation), dtype=correlation.dtype, device=correlation.device)).square()
     on = error.diagonal().sum()
     return on + redundancy * (error.sum() - on)
 

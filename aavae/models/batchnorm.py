@@ -62,7 +62,7 @@ class _Shared(_BatchNorm):
         shape = [1, -1, *[1] * (x.ndim - 2)]
         wide = full(x)
         variance, mean = torch.var_mean(wide, dims, correction=0)
-        mean, variance, n = pooled(mean, variance, mean.new_tensor(x.numel() // x.shape[1]), self.processes)
+        mean, variance, n = pooled(mean, variance, mean.new_full((), x.numel() // x.shape[1]), self.processes)
         self._remember(mean, variance * n / (n - 1))
         y = (wide - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
         if self.affine:

@@ -35,6 +35,7 @@ class BYOL(Pair):
         self.projection = mlp(encoder.output_dim, hidden_dim, output_dim, last_bias=True)
         self.predictor = mlp(output_dim, hidden_dim, output_dim, last_bias=True)
         self.teacher = Teacher(encoder, self.projection, momentum=momentum, final_momentum=final_momentum)
+        self.extendable = momentum == final_momentum
 
     def learn(self, views: Tensor, x: Tensor, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Each view's prediction against the teacher's projection of the other view."""

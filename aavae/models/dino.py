@@ -66,6 +66,7 @@ class DINO(Pair):
         self.prototypes = Prototypes(output_dim, prototypes)
         student = (encoder, self.projection, self.prototypes)
         self.teacher = Teacher(*student, momentum=momentum, final_momentum=final_momentum)
+        self.steady, self.extendable = frozen == 0, frozen == 0 and momentum == final_momentum
         self.register_buffer("centre", torch.zeros(prototypes))
         self._mean: Tensor | None = None  # of the teacher's scores in the last step, for the centre
 

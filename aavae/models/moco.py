@@ -48,6 +48,7 @@ class MoCo(Pair):
         self.encoder = encoder
         self.projection = mlp(encoder.output_dim, hidden_dim, output_dim, norm=False, last_bias=True)
         self.teacher = Teacher(encoder, self.projection, momentum=momentum, final_momentum=final_momentum)
+        self.extendable = momentum == final_momentum
         self.queue = Queue(2, queue_size, output_dim)
         self._keys: Tensor | None = None  # of the last step, for the queue
 

@@ -61,6 +61,7 @@ class SwAV(Pair):
             raise UserError(f"model.temperature must be positive, not {temperature}")
         self.temperature, self.output_dim, self.together = temperature, output_dim, together
         self.frozen, self.queue_from, self.queue_steps = frozen, queue_from, 0
+        self.steady, self.extendable = frozen == 0, frozen == queue_from == 0
         self.encoder = encoder
         self.projection = mlp(encoder.output_dim, hidden_dim, output_dim, last_bias=True)
         self.prototypes = Prototypes(output_dim, prototypes)

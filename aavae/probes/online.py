@@ -146,6 +146,7 @@ class Online:
             f"Adam, lr {self.lr:g}, {count(self.steps, 'step', 'd')} of {min(self.batch_size, n)} images, "
             f"every={self.every}, last step, seed {self.seed}, "
             f"learned from features in {self.learned_in or 'unknown'} precision, judged on float32 ones"
+            + (" with recalibrated BatchNorm statistics" if encode.recalibrated else "")
         )
         return [
             record("online", encode.name, s, self.accuracy(encode, s), len(dataset[s]), protocol)

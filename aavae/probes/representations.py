@@ -34,8 +34,8 @@ class Representation:
 
     It computes in float32, and remembers the features of each split, so that several probes share one pass over the
     images. A probe that needs more finds the `encoder` (a module to copy, or None), the whole `model` (or None), an
-    augmentation that makes `views`, the `precision` to train a copy in, and `track(items, total, what)`, which shows
-    how far a long loop is.
+    augmentation that makes `views`, the `precision` to train a copy in, whether BatchNorm's statistics are
+    `recalibrated`, and `track(items, total, what)`, which shows how far a long loop is.
     """
 
     def __init__(
@@ -51,9 +51,11 @@ class Representation:
         encoder: nn.Module | None = None,
         model: Model | None = None,
         views: Pipeline | None = None,
+        recalibrated: bool = False,
     ):
         self.name, self.dataset, self.device, self.batch_size = name, dataset, device, batch_size
         self.encoder, self.model, self.views = encoder, model, views or Pipeline()
+        self.recalibrated = recalibrated
         self.precision, self.track = precision or Precision.float32(device), track
         self._compute = features
         self._features: dict[str, tuple[Tensor, Any]] = {}
@@ -119,6 +121,7 @@ class Representations:
         track: Track = untracked,
     ):
         self.dataset, self.device, self.precision, self.track = dataset, device, precision, track
+        self._recalibrates = recalibrates
         self._untrained, self._recalibration_images = untrained, recalibration_images
         forward: Callable = type(trained).clean if isinstance(trained, Model) else nn.Module.__call__
         frozen = self._recalibrated(trained, forward) if recalibrates else copy.deepcopy(trained).eval()
@@ -178,6 +181,7 @@ class Representations:
             encoder=encoder,
             model=None if name in BASELINES else self.model,
             views=self.views,
+            recalibrated=self._recalibrates and name not in BASELINES,
         )
 
     def _features(self, name: str, encoder: nn.Module | None) -> Features:

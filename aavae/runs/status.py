@@ -50,7 +50,9 @@ def read(folder: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / STATUS} is damaged ({error})") from error
+        raise UserError(
+            f"{folder / STATUS} is damaged ({error}); delete it, and the next start writes another"
+        ) from error
 
 
 def state_of(status: dict) -> str:

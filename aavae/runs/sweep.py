@@ -32,7 +32,9 @@ def read(folder: Path) -> dict:
     except FileNotFoundError as error:
         raise UserError(f"{folder} is not the folder of a sweep: it has no {SWEEP}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / SWEEP} is damaged ({error})") from error
+        raise UserError(
+            f"{folder / SWEEP} is damaged ({error}); delete it, and the command of the sweep writes another"
+        ) from error
 
 
 def record(folder: Path, overrides: list[str], config_dir: str | None, jobs: list[Job]) -> None:

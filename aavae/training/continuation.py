@@ -10,13 +10,13 @@ from aavae.datasets import same_images
 from aavae.errors import Damaged, UserError
 from aavae.loggers.screen import Reporter
 from aavae.runs import status
-from aavae.runs.identity import identity_config
+from aavae.runs.identity import identity, identity_config
 from aavae.runs.provenance import PROVENANCE
 from aavae.runs.results import RESULTS
 from aavae.runtime import files, threads
 from aavae.training import resume as restart
 from aavae.training.trainer import Trainer
-from aavae.weights import checkpoint, schema
+from aavae.weights import checkpoint, encoder_file, schema
 
 
 class Continuation:
@@ -30,12 +30,13 @@ class Continuation:
         self.trainer, self.folder, self.config, self.data, self.reporter = trainer, folder, config, data, reporter
         self.probes: dict | None = None
         self.remembered: dict[str, Any] = {}
+        self._source: dict = {}  # the config of the checkpoint
 
     def find(self, how: str) -> None:
         """Begin where `resume` = `how` says: auto, never, or a path. Raises UserError where that cannot be done."""
         self.remove(".*.tmp")  # of a process that was killed while it wrote
         if how == "never":
-            self.remove(checkpoint.LAST, checkpoint.PREVIOUS, "epoch_*.pt", RESULTS, PROVENANCE)
+            self.remove(checkpoint.LAST, checkpoint.PREVIOUS, "epoch_*.pt", encoder_file.ENCODER, RESULTS, PROVENANCE)
             return
         if how == "auto":
             self._continue()
@@ -48,6 +49,7 @@ class Continuation:
                 self.reporter.say(found.note)
         else:
             self._restore(checkpoint.load(source, schema.JUDGED), source)
+        self._refuse_anothers_name(how)
         own = list(self.folder.glob("*.pt"))
         if source.absolute() not in (self.folder, *own) and own:
             raise UserError(f"{self.folder} holds a run already; name another hydra.run.dir= for resume={how}")
@@ -76,6 +78,7 @@ class Continuation:
         self.remembered = found.state["loggers"]
 
     def _restore(self, state: dict, path: Path) -> None:
+        self._source = state["config"]
         restart.restore(self.trainer, state, str(path))
         self._take_threads(state.get("threads"))
         self.probes = state["config"].get("probe")
@@ -108,14 +111,25 @@ class Continuation:
                 "or start the run again with resume=never"
             )
 
-    def _refuse_another_run(self, state: dict) -> None:
-        before, now = identity_config(state["config"]), identity_config(self.config)
+    def _refuse_anothers_name(self, how: str) -> None:
+        # The folder would say that these settings trained it from the beginning.
+        if self.folder.name == identity(self.config) and (changed := self._changed(self._source)):
+            raise UserError(
+                f"resume={how} continues a run with other settings, {changed}; name hydra.run.dir= for it, or start "
+                "from its weights with encoder.weights="
+            )
+
+    def _changed(self, before: dict) -> str:
+        """What decides the weights and differs in the config of a checkpoint; "" if nothing does."""
+        before, now = identity_config(before), identity_config(self.config)
         changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        return ", ".join(f"{k}={before.get(k)} (now {now.get(k)})" for k in changed[:4]) + more
+
+    def _refuse_another_run(self, state: dict) -> None:
         ways_out = "name another hydra.run.dir=, or start it again with resume=never"
-        if changed:
-            listed = ", ".join(f"{k}={before.get(k)} (now {now.get(k)})" for k in changed[:4])
-            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-            raise UserError(f"{self.folder} holds another run: {listed}{more}; {ways_out}")
+        if changed := self._changed(state["config"]):
+            raise UserError(f"{self.folder} holds another run: {changed}; {ways_out}")
         if state["step"] and not same_images(state["data"], self.data):
             raise UserError(
                 f"{self.folder} holds a run on other images than those given now, of which "

@@ -28,6 +28,8 @@ def estimate(trainer: Trainer, repeats: int = 2, most: int = 64) -> dict[str, fl
     whole = len(batch.clean)
     if trainer.device.type == "cpu" and whole > most and trainer.settings.accumulate == 1:
         # A CPU is slow enough to be timed on a part of the batch, and too slow for more.
+        part = trainer.settings.virtual_batch or 1
+        most = max(part, most // part * part)
         batch = Batch(batch.clean[:most], batch.source[:most], batch.cropped)
     rows = len(batch.clean)
     seconds = []

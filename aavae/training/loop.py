@@ -142,7 +142,7 @@ class Loop:
             self.save()
             if t.processes.leads:
                 files.also_as(self.folder / checkpoint.LAST, f"epoch_{epoch}.pt")
-        elif last or self._time_to_save():
+        elif self._time_to_save():
             self.save()
         t.meter.restart(t.step)
 

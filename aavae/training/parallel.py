@@ -48,14 +48,15 @@ class Parallel:
         """The step of all processes, made when the first one is taken; None for one process."""
         if self.processes.world == 1:
             return None
+        static = self.parts == 1 and self.model.steady
         return DistributedDataParallel(
             Step(self.model, self.learn),
             device_ids=[self.device] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             # Some parameters never get gradients. That these are always the same is less to search for, but cannot be
-            # used where a batch is computed in parts.
-            static_graph=self.parts == 1,
-            find_unused_parameters=self.parts > 1,
+            # used where a batch is computed in parts, or where some are frozen at first.
+            static_graph=static,
+            find_unused_parameters=not static,
             **NO_BUFFERS,
         )
 

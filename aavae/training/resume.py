@@ -52,6 +52,12 @@ def restore(trainer, state: dict, origin: str) -> None:
             f"{origin} was trained towards epochs={state['epochs']} with a {trainer.schedule.shape} schedule, which "
             f"would have been another with epochs={trainer.settings.epochs}; only schedule=constant can be extended"
         )
+    if state["step"] and state["epochs"] != trainer.settings.epochs and not trainer.model.extendable:
+        raise UserError(
+            f"{origin} was trained towards epochs={state['epochs']}, on which schedules of "
+            f"{type(trainer.model).__name__} depend (momentum of a teacher, frozen prototypes, queue); keep epochs, or "
+            "use resume=never"
+        )
     checkpoint.fit_state(trainer.model, state["model"], origin)
     trainer.model.start = state.get("start")
     try:

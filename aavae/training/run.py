@@ -103,6 +103,8 @@ class Run:
         leads, logger, failed = self.trainer.processes.leads, self.logger, True
         try:
             self._start.remove(RESULTS)  # of fewer epochs, or of other probes
+            if self.trainer.step < self.trainer.total_steps:  # of fewer epochs
+                self._start.remove(encoder_file.ENCODER)
             self._write("config.yaml", self.config_yaml)
             if leads:
                 note(self.folder, origin)
@@ -163,13 +165,14 @@ class Run:
         """The results of a run that has nothing left to do: trained to the end, and judged by the probes asked for."""
         if not self.trainer.step >= self.trainer.total_steps or not self.trainer.closed:
             return None
+        asked = self.config["probe"]
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, UserError):  # then it is evaluated again
-            records = read_results(self.folder)
+            records = read_results(self.folder) if asked or (self.folder / RESULTS).exists() else []
             # Results are written as they come; only a run that is done has all of them.
             done = (status.read(self.folder) or {}).get("state") == "done"
             encoder_file.read(self.folder / encoder_file.ENCODER)
-            same_epoch = {r["epoch"] for r in records} == {self.trainer.epoch}
-            if done and same_epoch and self._start.probes == self.config["probe"]:
+            same_epoch = all(r["epoch"] == self.trainer.epoch for r in records) and bool(records or not asked)
+            if done and same_epoch and self._start.probes == asked:
                 return records
         return None
 
@@ -211,6 +214,7 @@ class Run:
             loss, n, how = t.inspector.validation_loss()
             found = record("validation", t.model.judged_by, "pretrain_val", loss, n, how, "loss")
             results.add([found | {"epoch": t.epoch}])
+            t.score = -loss
         if t.inspector.draw(self.folder / "reconstructions.png", t.epoch):
             self.logger.picture("reconstructions", self.folder / "reconstructions.png", t.step)
         self.logger.results(results.records)

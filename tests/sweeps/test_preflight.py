@@ -221,6 +221,12 @@ def test_the_speed_is_that_of_the_estimate():
     assert 1e-3 < found[0].flops / speed < 600  # seconds for eight steps of a tiny network
 
 
+def test_the_speed_is_measured_with_whole_virtual_batches():
+    words = ("dataset=synthetic", "encoder=resnet_tiny", "decoder=shuffle", "latent_dim=4", "batch_size=35")
+    cfg = build.compose([*words, "trainer.virtual_batch=5", "trainer.clean_pass=off", "dataset.size=80"])
+    assert preflight._speed(cfg, preflight.JobPlan([], flops=1e30)) > 0  # 16 images would leave one alone
+
+
 def test_a_speed_that_cannot_be_measured_is_nobody_s(monkeypatch):
     def out_of_memory(cfg, **_):
         raise RuntimeError("out of memory")

@@ -17,6 +17,7 @@ from aavae.training.parallel import Parallel
 CPU = torch.device("cpu")
 SMALL = ("dataset=synthetic", "encoder=resnet_tiny", "encoder.channels=4", "decoder=resnet_tiny", "decoder.channels=4")
 METHODS = ("aavae", "aavae_mean", "aaae", "vae")  # the second has a head that never gets gradients
+FROZEN = ("dino", "swav")
 BATCH = 8
 
 
@@ -58,6 +59,26 @@ def apart(method: str, processes: Processes, images: int | None = None, parts: i
     return found(model, {})
 
 
+def unfrozen(method: str, processes: Processes) -> dict[str, Tensor]:
+    """Weights after four steps of SGD, of which the first two leave the prototypes as they are."""
+    words = (*SMALL[:3], f"method={method}", "model.frozen=0.5", "model.hidden_dim=8", "model.output_dim=4")
+    words += ("model.prototypes=6", *(["model.queue_size=16"] if method == "swav" else []))
+    torch.manual_seed(0)  # for the heads
+    model = build.model(build.compose([*words])).double()
+    views = torch.randn(4, 2, BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    model.processes, mine = processes, processes.share(BATCH)
+    batchnorm.share(model, processes)
+    model.begin(len(views), BATCH)
+    learn, optimizer = Parallel(model, model.learn, processes, CPU), torch.optim.SGD(model.parameters(), 0.1)
+    for step, pair in enumerate(views, 1):
+        optimizer.zero_grad()
+        with learn.part(0):
+            learn(pair[:, mine], pair[0, mine], None)[1]["loss"].backward()
+        optimizer.step()
+        model.after_step(step)
+    return dict(model.named_parameters())
+
+
 def same(ours: dict[str, list], expected: dict[str, Tensor]) -> None:
     assert ours.keys() == expected.keys()
     for name, values in ours.items():
@@ -72,7 +93,8 @@ def _both(rank: int, port: int, answers) -> None:
         synchronised = {method: told(together(method, both)) for method in METHODS}
         plain = {method: told(apart(method, both)) for method in METHODS}
         in_parts = told(apart("aavae", both, parts=2))
-        answers.put((rank, synchronised, plain, in_parts))
+        later = {method: told(unfrozen(method, both)) for method in FROZEN}
+        answers.put((rank, synchronised, plain, in_parts, later))
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +118,16 @@ def test_without_it_two_processes_are_one_with_a_virtual_batch_of_half_the_image
     same(others, {name: tensor for name, tensor in alone.items() if name not in buffers})
 
 
+@pytest.mark.parametrize("method", FROZEN)
+def test_prototypes_that_are_frozen_at_first_are_learned_by_several_processes_too(answers, method):
+    alone = unfrozen(method, Processes())
+    for *_, later in answers:
+        same(later[method], alone)
+
+
 def test_gradients_of_parts_are_averaged_once(answers):
     expected = {}
-    for _, *_, in_parts in answers:
+    for *_, in_parts, _ in answers:
         gradients = {name: values for name, values in in_parts.items() if "running" not in name and "num_b" not in name}
         expected = expected or apart("aavae", Processes(), images=2, parts=1)
         same(gradients, {name: expected[name] for name in gradients})

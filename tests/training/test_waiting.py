@@ -12,6 +12,7 @@ from aavae.models import diagnostics
 from aavae.runtime.randomness import generator_for
 
 SMALL = ("dataset=synthetic", "dataset.size=24", "dataset.image_size=16", "encoder=resnet_tiny", "decoder=resnet_tiny")
+DECODING = ("aavae", "aavae_mean", "vae", "ae", "aaae", "aaae_denoise", "dae")
 SMALL += ("latent_dim=4", "batch_size=8", "schedule.warmup_epochs=1", "epochs=2")
 
 
@@ -42,7 +43,11 @@ def meta_as_cuda(monkeypatch):
 
 
 def on_meta(*overrides: str):
-    trainer = build.trainer(build.compose([*SMALL, *overrides]), meta=True)
+    return on_meta_of(*SMALL, *overrides)
+
+
+def on_meta_of(*overrides: str):
+    trainer = build.trainer(build.compose([*overrides]), meta=True)
     trainer.model.train()
     return trainer
 
@@ -73,6 +78,13 @@ def watch(trainer) -> None:
 )
 def test_a_step_reads_nothing_back_from_the_device(overrides):
     watch(on_meta(*overrides))
+
+
+@pytest.mark.parametrize("method", build.options("method"))
+def test_no_method_waits(method):
+    left_out = {"cpc": "encoder", "mae": "encoder"}.get(method, "none"), *([] if method in DECODING else ["decoder"])
+    words = [word for word in SMALL if not word.startswith(left_out)]
+    watch(on_meta_of(*words, f"method={method}", "dataset.image_size=32"))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lamb", "lars"])
