@@ -394,6 +394,9 @@ def test_the_measured_table_and_curve_are_those_of_the_kept_runs():
     ]
     said = " ".join(text.split())
     assert "{} points ahead in linear accuracy and {} in kNN, after 110 epochs {} and {}.".format(*leads) in said
+    constant = {job.config["method"]: job for job in find_jobs(ROOT / "experiments/results/cpu_search/constant")[0]}
+    aavae, ae = (f"{100 * accuracies([constant[m]], 'h')['linear_cached'].mean:.1f}" for m in ("aavae", "ae"))
+    assert f"With `schedule=constant` AAVAE has {aavae} after 24 epochs, and AE {ae}." in said
     noise, _, domain, _, gain, slope = asked
     assert f"a gain is at most {float(noise['95 % interval'].split('to')[1]):g} points" in text
     short, _ = find_jobs(ROOT / "experiments/results/cpu_6_epochs/runs")
