@@ -85,7 +85,8 @@ class Run:
             try:
                 self._start.find(self.resume)
                 if (records := self._finished()) is not None:
-                    self.reporter.say(f"{shown(self.folder)} is finished ({epochs(self.trainer.epoch)}); its results:")
+                    found = f"{shown(self.folder)} is finished ({epochs(self.trainer.epoch)})"
+                    self.reporter.say(f"{found}; its results:" if records else f"{found}; no probe was asked for")
                     self.reporter.show(results_tables(records, self.trainer.model.start))
                     return self.trainer.score
                 heart = status.Heart(self.folder, self._facts, self.trainer.step > 0, command=self.command)
