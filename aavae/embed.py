@@ -109,6 +109,8 @@ def _embed(
     pictures, told = Pictures(store, names, source.transform, workers, advice), reporter()
     for note in store.notes:
         told.say(f"images      {note}")
+    if not names:
+        raise UserError(f"no image in {where} can be used")
     told.say(f"images      {len(names):,} in {where}")
 
     def rows() -> Iterator:

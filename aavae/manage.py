@@ -23,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
         "or @last.",
         epilog="WHAT chooses among runs: folders to look in (otherwise outputs and multirun), and filters such as "
         "state=done, method=aavae, 'optimizer.lr<1e-3', since=7d, tag=paper; with sort=score or sort=-age in order. "
-        "Exit codes: 0 done, 1 no such run, or what was followed failed, 2 bad input.",
+        "Exit codes: 0 done, 1 what was followed failed, 2 bad input, or no such run.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"aavae {__version__}")

@@ -59,9 +59,10 @@ HELD_OUT = 10_000  # images at most: more would only make validation slow
 class ImageFolder(Dataset):
     """Your own images: a folder or zip with class folders, split into `train/` and `test/` or not, or without labels.
 
-    What is not split already is split under seed 42, stratified by class: a tenth of the training images, 10,000 at
-    most, for validation and, without a `test/` part, as many for test. `in_memory=false` streams the images through
-    `workers` processes, after a `check` that opens each once. `on_error=skip` leaves out images that cannot be used.
+    What is not split already is split under seed 42, stratified by class: without a `test/` part a tenth of the images,
+    10,000 at most, for test, and then a tenth of the others, 10,000 at most, for validation. `in_memory=false` streams
+    the images through `workers` processes, after a `check` that opens each once. `on_error=skip` leaves out images that
+    cannot be used.
     `mean` and `std` are computed from the training images where they are not given; `stem=by_size` is cifar up to 64
     pixels, stl up to 128, then imagenet.
     """

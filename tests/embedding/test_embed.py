@@ -179,6 +179,10 @@ def test_bad_images_are_named_or_left_out(embed, trained, photos):
     assert not Path("f.npz").exists() and ended.err.count("\n") == 1
     ended = embed(f"run={trained}", "images=photos", "out=f.npz", "workers=0", "on_error=skip")
     assert ended.code == 0 and "left out    1 image" in ended.out and len(read(Path("f.npz"))[0]) == 7
+    for image in photos.rglob("*.*"):
+        image.write_bytes(b"nothing")
+    ended = embed(f"run={trained}", "images=photos", "out=g.npz", "workers=0", "on_error=skip")
+    assert ended.code == 2 and "no image in photos can be used" in ended.err and not Path("g.npz").exists()
 
 
 @pytest.mark.parametrize(
