@@ -414,6 +414,25 @@ def test_the_measured_table_and_curve_are_those_of_the_kept_runs():
     assert (ROOT / "docs/cifar10_cpu.png").read_bytes() == (kept / "table1.png").read_bytes()
 
 
+def test_the_presets_for_cpus_say_what_the_kept_runs_have():
+    def kept(folder: str, method: str, between: str) -> str:
+        [job] = [j for j in find_jobs(ROOT / "experiments/results" / folder)[0] if j.config["method"] == method]
+        linear, knn = (f"{100 * accuracies([job], 'h')[probe].mean:.1f}" for probe in ("linear_cached", "knn"))
+        return f"{linear}{between}{knn}"
+
+    def said(name: str) -> str:
+        return (ROOT / f"conf/experiment/{name}.yaml").read_text().split("defaults:")[0]
+
+    for name, folder in (("cifar10_cpu", "cpu"), ("cifar10_cpu_hour", "cpu_hour")):
+        assert f"AAVAE {kept(f'{folder}/runs', 'aavae', ' % linear, ')} % kNN" in said(name)
+        assert f"AE {kept(f'{folder}/runs', 'ae', ' and ')}" in said(name)
+    shorter = said("cifar10_cpu")
+    assert f"SimCLR has {kept('cpu/runs', 'simclr', ' and ')} in 17 epochs" in shorter
+    assert f"epochs=40: AAVAE {kept('cpu_40_epochs/runs', 'aavae', ' and ')}" in shorter
+    constant = {method: kept("cpu_search/constant", method, " and ") for method in ("aavae", "ae")}
+    assert "schedule=constant: AAVAE {aavae} after 24 epochs, AE {ae}".format(**constant) in shorter
+
+
 def test_the_scales_of_the_paper_s_runs_are_as_described():
     rows = table("paper", "scale")
     assert rows.keys() == SCALES.keys()

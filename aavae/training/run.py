@@ -168,11 +168,11 @@ class Run:
             return None
         asked = self.config["probe"]
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, UserError):  # then it is evaluated again
-            records = read_results(self.folder) if asked or (self.folder / RESULTS).exists() else []
+            records = read_results(self.folder)
             # Results are written as they come; only a run that is done has all of them.
             done = (status.read(self.folder) or {}).get("state") == "done"
             encoder_file.read(self.folder / encoder_file.ENCODER)
-            same_epoch = all(r["epoch"] == self.trainer.epoch for r in records) and bool(records or not asked)
+            same_epoch = {r["epoch"] for r in records} == {self.trainer.epoch} or not (records or asked)
             if done and same_epoch and self._start.probes == asked:
                 return records
         return None

@@ -80,6 +80,10 @@ def test_its_accuracy_is_logged_judged_and_judged_again(train, evaluate):
     assert json.loads(Path("run/status.json").read_text())["score"] == logged
     assert evaluate("run=run", "probe=[online]", "probe.online.lr=0.5").code == 0  # which it has not learned by
     assert json.loads(Path("run/results.json").read_text()) == records
+    assert train(*DEBUG, "hydra.run.dir=off", "trainer.clean_pass=off").code == 0
+    for folder, recalibrated in (("run", False), ("off", True)):
+        for record in json.loads(Path(folder, "results.json").read_text()):
+            assert record["protocol"].endswith("with recalibrated BatchNorm statistics") == recalibrated
 
 
 @pytest.mark.slow
