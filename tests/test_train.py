@@ -286,9 +286,12 @@ def test_settings_of_the_optimizer_are_those_asked_for_and_its_state_is_the_chec
 def test_other_probes_judge_a_finished_run_anew(train):
     assert train(*DEBUG, "probe=knn").code == 0
     assert train(*DEBUG, "probe=few_label").code == 0
-    assert {r["probe"] for r in json.loads(Path("run/results.json").read_text())} == {"few_label_1", "few_label_5"}
+    both = {"knn", "few_label_1", "few_label_5"}
+    assert {r["probe"] for r in json.loads(Path("run/results.json").read_text())} == both
     ended = train(*DEBUG, "probe=few_label")
     assert "is finished" in ended.out
+    assert train(*DEBUG, "probe=few_label", "epochs=5").code == 0  # other weights
+    assert {r["probe"] for r in json.loads(Path("run/results.json").read_text())} == both - {"knn"}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(train):

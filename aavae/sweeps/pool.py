@@ -33,6 +33,7 @@ class _Running(NamedTuple):
     process: subprocess.Popen
     slot: dict[str, str]
     logged: int  # bytes in its log before it began
+    finished: dict | None  # what it said, if it was done before
 
 
 class Pool:
@@ -92,9 +93,11 @@ class Pool:
         slot = self.free.pop(0)
         try:
             job.folder.mkdir(parents=True, exist_ok=True)
+            finished = _finished(job.folder)
             if slurm.first():
                 with files.only_one(job.folder):  # another process may be busy with this run
-                    status.write(job.folder, "pending", name=job.name)
+                    if finished is None:
+                        status.write(job.folder, "pending", name=job.name)
             with open(job.folder / LOG, "ab") as log:
                 logged = log.tell()
                 # A session of its own: Ctrl-C reaches the jobs through this process only. The pipe is never written;
@@ -111,7 +114,7 @@ class Pool:
             outcomes[job.number] = Outcome("failed", None, f"it could not be started: {error}")
             self.free.append(slot)
             return
-        self.running.append(_Running(job, process, slot, logged))
+        self.running.append(_Running(job, process, slot, logged, finished))
         if self.stopped is not None:  # while it was begun
             self._send(signal.SIGTERM)
 
@@ -124,6 +127,8 @@ class Pool:
             return Outcome("done", said.get("score"))
         if state not in ("failed", "interrupted"):  # it could not say so itself
             state, reason = _died(code, self.stopped is not None, _last_words(job.folder / LOG, ended.logged))
+            if said and said == ended.finished:  # it has not begun: what was done before still is
+                return Outcome(state, None, reason)
             with suppress(UserError):  # a full disk may be what it died of
                 if slurm.first():
                     status.write(job.folder, state, reason, ended=status.now())
@@ -144,6 +149,13 @@ class Pool:
                     os.killpg(running.process.pid, signum)  # its workers too
                 else:
                     running.process.send_signal(signum)
+
+
+def _finished(folder: Path) -> dict | None:
+    with suppress(UserError):  # what is damaged is written again
+        said = status.read(folder)
+        return said if said and said["state"] == "done" else None
+    return None
 
 
 def _died(code: int, stopping: bool, words: str) -> tuple[str, str]:

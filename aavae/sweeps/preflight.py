@@ -6,11 +6,14 @@ It runs in a process of its own, so that the one that launches jobs holds no ima
 import json
 import multiprocessing
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aavae import build
 from aavae.errors import UserError
+from aavae.runs import status
+from aavae.runs.config import read_config
 from aavae.runs.identity import identity
 from aavae.runtime import threads
 from aavae.runtime.signals import blocked
@@ -30,6 +33,7 @@ class JobPlan:
     flops: float = 0.0  # of the whole training
     disk: int = 0  # bytes
     device: str = "cpu"
+    fixed_length: str = ""  # why a run towards other epochs is not continued
     error: str | None = None
 
 
@@ -116,13 +120,26 @@ def _plan(job: list[str], config_dir: str | None, primary: str, possible: Callab
         # What a trainer refuses does not depend on which seed it is.
         decides = config | {"seed": min(config["seed"], 0), "asked": None if asked is None else sorted(asked)}
         plan = replace(possible(decides, cfg, asked, facts), overrides=job, config=config, identity=identity(config))
-        if not (facts.folder and build.continues(cfg, facts.folder / plan.identity)):
+        if facts.folder and build.continues(cfg, place := facts.folder / plan.identity):
+            if plan.fixed_length and cfg.resume == "auto" and (before := _epochs_of(place)) not in (None, cfg.epochs):
+                raise UserError(f"{place.name} was trained towards epochs={before}{plan.fixed_length}")
+        else:
             facts.start({key: config[key] for key in ("encoder", "dataset")}, cfg, facts)
         return plan
     except UserError as error:
         return JobPlan(job, error=str(error))
     except Exception as error:  # raised by a class of the user's, say
         return JobPlan(job, error=f"{type(error).__name__}: {error}")
+
+
+def _epochs_of(folder: Path) -> int | None:
+    """The epochs towards which a run has made steps, as far as its folder tells."""
+    with suppress(
+        UserError, OSError, KeyError, AttributeError, TypeError, ValueError
+    ):  # its process says what is wrong
+        said = status.read(folder)
+        return read_config(folder)["epochs"] if said and said.get("step") else None
+    return None
 
 
 @dataclass(frozen=True)
@@ -139,6 +156,7 @@ class _Facts:
 def _possible(_: dict, cfg, asked: frozenset[str] | None, facts: _Facts) -> JobPlan:
     """What a job will take. Raises UserError where it cannot be."""
     from aavae.runtime.device import pick_device
+    from aavae.training.resume import fixed_length
 
     build.loggers(cfg)  # a package that is missing
     config = build.plain(cfg)
@@ -152,6 +170,7 @@ def _possible(_: dict, cfg, asked: frozenset[str] | None, facts: _Facts) -> JobP
         flops=facts.flops(described, trainer) * trainer.total_steps * trainer.loader.batch_size,
         disk=_disk(trainer),
         device=str(pick_device(cfg.device)),
+        fixed_length=fixed_length(trainer),
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import shlex
 import shutil
@@ -39,6 +40,8 @@ class Multirun:
         self.grid = Grid(overrides, config_dir, command.primary)
         self.folder = Path()  # `check` finds it
         self.jobs: list[Job] = []  # as far as is known before they are launched
+        self.steps: dict[Path, int] = {}  # of every job known, by its folder
+        self.refused: list[str] = []  # jobs that could not begin, and why, though their runs of before are done
         self.gpus = 0
         self.launcher = ""  # its class; `check` finds it
         self.study: tuple[str, str] | None = None  # of an optimiser: its name and its storage
@@ -74,8 +77,10 @@ class Multirun:
                 mark_told(error)
                 raise
             failed = self.sum_up()
+            for refused in self.refused:
+                complain(f"{name}: {refused}; its run of before is kept")
             self._tell_dashboards()
-        return 1 if code or failed else 0
+        return 1 if code or failed or self.refused else 0
 
     def check(self) -> Path | None:
         """See that every job is possible, and say what they will take; the folder, or None for a dry run.
@@ -114,18 +119,31 @@ class Multirun:
             self.jobs = [
                 Job(n, o, folder / p.identity, grid.name(o)) for n, (o, p) in enumerate(zip(own, plans, strict=True))
             ]
-        left = [p for p in plans if not is_done(folder / p.identity, p.config)]
-        self._say(folder, plans, left, speed, grid.complete)
+        self.steps = {folder / p.identity: p.steps for p in plans}
+        stands = [self.stands(folder / p.identity, p.config) for p in plans]
+        self._say(folder, plans, stands, speed, grid.complete)
         return None if cfg.dry_run else folder
+
+    def stands(self, folder: Path, config: dict) -> str | None:
+        """The state of a job that this launch has nothing to do for, as its run is done, or trained further already;
+        None for the others."""
+        if is_done(folder, config):
+            return "done"
+        with contextlib.suppress(UserError):
+            said = status.read(folder)
+            if said and config["resume"] == "auto" and (said.get("step") or 0) > self.steps.get(folder, math.inf):
+                return status.state_of(said)
+        return None
 
     def name_of(self, overrides: list[str]) -> str:
         """What tells a job from the others."""
         return self.grid.name(overrides)
 
-    def _say(self, folder: Path, plans: list, left: list, speed: float, complete: bool) -> None:
+    def _say(self, folder: Path, plans: list, stands: list[str | None], speed: float, complete: bool) -> None:
         from aavae.loggers.screen import duration, shown
 
         known = "" if complete else ", as far as is known; the others are the sweeper's to choose"
+        left = [p for p, state in zip(plans, stands, strict=True) if state is None]
         done = f", {len(plans) - len(left)} of them done" if len(left) < len(plans) else ""
         print(wrapped(f"sweep       {shown(folder)}: {count(len(plans), 'job')}{done}{known}"))
         print(f"steps       {sum(p.steps for p in left):,} in all")
@@ -164,14 +182,16 @@ class Multirun:
         _hide_secrets(self.folder / MULTIRUN)
         outcomes = {}
         for job, config in zip(jobs, configs, strict=True):
-            if is_done(job.folder, config):
-                outcomes[job.number] = Outcome("done", _score(job.folder))
+            if state := self.stands(job.folder, config):
+                outcomes[job.number] = Outcome(state, _score(job.folder))
         with Board(jobs, {number: outcome.state for number, outcome in outcomes.items()}) as board:
             pool = Pool(self._child, self._slots(n_jobs, configs[0]["device"]), board.update)
             outcomes |= pool.run([job for job in jobs if job.number not in outcomes])
         if pool.stopped is not None:
             raise Interrupted(pool.stopped)
-        return [outcomes[job.number] for job in jobs]
+        ended = [(job, outcomes[job.number]) for job in jobs]
+        self.refused += [f"{job.name}: {o.reason}" for job, o in ended if o.state == "failed" and _done(job.folder)]
+        return [outcome for _, outcome in ended]
 
     def run_alone(self, overrides: list[str], number: int, folder: Path, config: dict) -> float | None:
         """Run one job where another launcher than ours has brought us; its score, None if it did not end well.
@@ -257,6 +277,12 @@ def _hide_secrets(path: Path) -> None:
 
 def _score(folder: Path) -> float | None:
     return (status.read(folder) or {}).get("score")
+
+
+def _done(folder: Path) -> bool:
+    with contextlib.suppress(UserError):
+        return (status.read(folder) or {}).get("state") == "done"
+    return False
 
 
 def _tell_submitit(signum: int) -> None:

@@ -31,6 +31,21 @@ def state_of(trainer, loggers: dict) -> dict:
     }
 
 
+def fixed_length(trainer) -> str:
+    """Why a run towards other `epochs` is not continued, to be said after its own; "" where it can be."""
+    if not trainer.schedule.extendable:
+        return (
+            f" with a {trainer.schedule.shape} schedule, which would have been another with "
+            f"epochs={trainer.settings.epochs}; only schedule=constant can be extended"
+        )
+    if not trainer.model.extendable:
+        return (
+            f", on which schedules of {type(trainer.model).__name__} depend (momentum of a teacher, frozen prototypes, "
+            "queue); keep epochs, or use resume=never"
+        )
+    return ""
+
+
 def restore(trainer, state: dict, origin: str) -> None:
     """Continue from a checkpoint. Raises UserError if it does not fit, or cannot be trained to `epochs`; Damaged where
     another checkpoint of the same run may do."""
@@ -47,17 +62,8 @@ def restore(trainer, state: dict, origin: str) -> None:
             f"{origin} stands at step {state['step']:,} already, past the {trainer.total_steps:,} of this run; "
             "ask for more epochs (or trainer.max_steps), or use resume=never"
         )
-    if state["step"] and state["epochs"] != trainer.settings.epochs and not trainer.schedule.extendable:
-        raise UserError(
-            f"{origin} was trained towards epochs={state['epochs']} with a {trainer.schedule.shape} schedule, which "
-            f"would have been another with epochs={trainer.settings.epochs}; only schedule=constant can be extended"
-        )
-    if state["step"] and state["epochs"] != trainer.settings.epochs and not trainer.model.extendable:
-        raise UserError(
-            f"{origin} was trained towards epochs={state['epochs']}, on which schedules of "
-            f"{type(trainer.model).__name__} depend (momentum of a teacher, frozen prototypes, queue); keep epochs, or "
-            "use resume=never"
-        )
+    if state["step"] and state["epochs"] != trainer.settings.epochs and (why := fixed_length(trainer)):
+        raise UserError(f"{origin} was trained towards epochs={state['epochs']}{why}")
     checkpoint.fit_state(trainer.model, state["model"], origin)
     trainer.model.start = state.get("start")
     try:

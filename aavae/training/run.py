@@ -103,7 +103,8 @@ class Run:
     def _work(self, heart: status.Heart, origin: dict, signals: Signals) -> None:
         leads, logger, failed = self.trainer.processes.leads, self.logger, True
         try:
-            self._start.remove(RESULTS)  # of fewer epochs, or of other probes
+            if not self._keeps_results():
+                self._start.remove(RESULTS)
             if self.trainer.step < self.trainer.total_steps:  # of fewer epochs
                 self._start.remove(encoder_file.ENCODER)
             self._write("config.yaml", self.config_yaml)
@@ -164,7 +165,7 @@ class Run:
 
     def _finished(self) -> list[dict] | None:
         """The results of a run that has nothing left to do: trained to the end, and judged by the probes asked for."""
-        if not self.trainer.step >= self.trainer.total_steps or not self.trainer.closed:
+        if not self._is_trained():
             return None
         asked = self.config["probe"]
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, UserError):  # then it is evaluated again
@@ -176,6 +177,15 @@ class Run:
             if done and same_epoch and self._start.probes == asked:
                 return records
         return None
+
+    def _is_trained(self) -> bool:
+        return self.trainer.step >= self.trainer.total_steps and self.trainer.closed
+
+    def _keeps_results(self) -> bool:
+        # What was found with these very weights by other probes, or by `aavae-evaluate`, still holds.
+        with contextlib.suppress(UserError):  # damaged
+            return self._is_trained() and {r["epoch"] for r in read_results(self.folder)} == {self.trainer.epoch}
+        return False
 
     def _banner(self) -> None:
         t, cfg = self.trainer, self.config
@@ -208,7 +218,7 @@ class Run:
         t, began = self.trainer, time.monotonic()
         representations = t.inspector.representations(lambda: t.untrained_encoder, self.reporter.track)
         saved = self._save_encoder(representations.encoder)
-        results = Results(self.folder, self.logger, t.step, t.epoch)
+        results = Results(self.folder, self.logger, t.step, t.epoch, keep=True)
         evaluation = Evaluation(t.guests, representations, t.model, t.dataset, self.reporter, t.epoch)
         evaluation.run(results.add)
         if not t.dataset.labelled:

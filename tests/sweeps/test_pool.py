@@ -132,12 +132,22 @@ def test_done_is_what_says_so_and_ends_well(tmp_path):
 
 
 def test_what_was_said_before_it_began_is_no_end(tmp_path):
-    for i in (0, 1):
-        (tmp_path / str(i)).mkdir()
+    (tmp_path / "0").mkdir()
     status.write(tmp_path / "0", "failed", "long ago")
-    status.write(tmp_path / "1", "done", score=1.0)
-    for outcome in run(tmp_path, "import os; os._exit(0)", "import os; os._exit(0)"):
-        assert outcome == Outcome("failed", None, "ended with exit code 0 before it was done")
+    (ended,) = run(tmp_path, "import os; os._exit(0)")
+    assert ended == Outcome("failed", None, "ended with exit code 0 before it was done")
+
+
+def test_a_run_that_is_done_stays_done_until_its_job_begins(tmp_path):
+    for i in (0, 1, 2):
+        (tmp_path / str(i)).mkdir()
+        status.write(tmp_path / str(i), "done", score=0.5)
+    before = [status.read(tmp_path / str(i)) for i in (0, 1, 2)]
+    begun = SAY + "status.write(here, 'running'); import os; os._exit(5)"
+    refused, again, died = run(tmp_path, "import sys; sys.exit('wrong folder')", "pass", begun)
+    assert refused == Outcome("failed", None, "wrong folder") and again == Outcome("done", 0.5)
+    assert [status.read(tmp_path / str(i)) for i in (0, 1)] == before[:2]
+    assert died.state == status.read(tmp_path / "2")["state"] == "failed"
 
 
 # ---- Beginning ----------------------------------------------------------------------------------------------------
