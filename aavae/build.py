@@ -9,7 +9,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from aavae.config import compose, folder, for_hydra, hydra_node, parse, plain, to_yaml
 from aavae.config.arguments import arguments, for_completion
@@ -19,7 +19,7 @@ from aavae.errors import UserError
 
 __all__ = (
     "architecture", "arguments", "asked", "augmentation", "compose", "continues", "dataset", "folder", "for_completion",
-    "for_hydra", "groups", "hydra_node", "loggers", "loss", "model", "options", "own_features", "own_folders", "parse",
+    "for_hydra", "groups", "has_latent", "hydra_node", "loggers", "loss", "model", "options", "own_features", "own_folders", "parse",
     "plain", "probes", "quoted", "start", "to_yaml", "trainer", "unchanged",
 )  # fmt: skip
 
@@ -130,6 +130,12 @@ def _model_class(cfg: DictConfig) -> tuple[type, set[str]]:
     if any(p.kind is p.VAR_KEYWORD for p in signature.values()):  # which a subclass hands on
         takes |= {name for base in kind.__bases__ for name in inspect.signature(base).parameters}
     return kind, takes
+
+
+def has_latent(cfg: DictConfig) -> bool:
+    """Whether `latent_dim` decides anything: the model has a latent, or a part of it refers to the setting."""
+    parts = [OmegaConf.to_yaml(cfg[part], resolve=False) for part in ("model", "encoder")]
+    return "latent_dim" in _model_class(cfg)[1] or any("latent_dim" in text for text in parts)
 
 
 def _decoder(decoder: dict, encoder: dict, data) -> dict:

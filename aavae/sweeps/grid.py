@@ -23,6 +23,7 @@ class Grid:
 
     def __init__(self, overrides: list[str], config_dir: str | None, primary: str):
         typed = build.parse(overrides)
+        _refuse_what_no_job_takes(typed)
         once = [str(o.input_line) for o in typed if not o.is_sweep_override()]
         try:
             sweeper = build.hydra_node(once, config_dir, primary).sweeper
@@ -59,6 +60,15 @@ class Grid:
         return " ".join(o for o in own if o.split("=")[0].lstrip("+") in self.swept) or "single"
 
 
+def _refuse_what_no_job_takes(typed: list[Override]) -> None:
+    for override in typed:
+        key, line = override.key_or_group, override.input_line
+        if key == "hydra.run.dir":
+            raise UserError(f"{line} is for one run; -m takes hydra.sweep.dir=, a folder for all of its jobs")
+        if key == "sweep" and override.is_sweep_override():
+            raise UserError(f"{line} names several presets; launch a sweep for each")
+
+
 def _values(override: Override) -> list[str]:
     key = override.get_key_element()
     value = override.value()
@@ -69,7 +79,10 @@ def _values(override: Override) -> list[str]:
     if isinstance(value, RangeSweep) and not _ends(value):
         raise UserError(f"{override.input_line} is no list of values that ends, or one of more than {MOST:,}")
     if override.is_sweep_override():
-        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+        values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        if twice := [value for n, value in enumerate(values) if value in values[:n]]:
+            raise UserError(f"{override.input_line} names {twice[0]} twice; name each value once")
+        return values
     return [str(override.input_line)]
 
 

@@ -33,6 +33,7 @@ class JobPlan:
     flops: float = 0.0  # of the whole training
     disk: int = 0  # bytes
     device: str = "cpu"
+    has_latent: bool = True  # or latent_dim decides nothing
     fixed_length: str = ""  # why a run towards other epochs is not continued
     error: str | None = None
 
@@ -170,6 +171,7 @@ def _possible(_: dict, cfg, asked: frozenset[str] | None, facts: _Facts) -> JobP
         flops=facts.flops(described, trainer) * trainer.total_steps * trainer.loader.batch_size,
         disk=_disk(trainer),
         device=str(pick_device(cfg.device)),
+        has_latent=build.has_latent(cfg),
         fixed_length=fixed_length(trainer),
     )
 

@@ -17,6 +17,7 @@ from aavae import build
 from aavae.errors import GaveUp, Interrupted, UserError, mark_told
 from aavae.runs import status, sweep
 from aavae.runs.config import read_config
+from aavae.runs.identity import identity
 from aavae.runs.sweep import Job
 from aavae.runtime import files, secrets, slurm, threads
 from aavae.runtime.output import complain
@@ -316,6 +317,14 @@ def _refuse_slurm(minutes: object, delay: object) -> None:
 
 
 def _refuse_twins(plans: list, grid: Grid) -> None:
+    models: dict = {}
+    for plan in [p for p in plans if not p.has_latent]:
+        first = models.setdefault(identity(plan.config | {"latent_dim": None}), plan)
+        if first.config["latent_dim"] != plan.config["latent_dim"]:
+            raise UserError(
+                f"{grid.name(first.overrides)} and {grid.name(plan.overrides)} would train the same model: "
+                f"{plan.config['method']} has no latent; do not sweep latent_dim with it"
+            )
     twice = [name for name, count in Counter(p.identity for p in plans).items() if count > 1]
     if twice:
         names = [grid.name(p.overrides) for p in plans if p.identity == twice[0]]

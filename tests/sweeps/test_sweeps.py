@@ -332,6 +332,15 @@ REFUSED = {
     ("seed=interval(0,1)",): "leaves values open",
     ("latent_dim=glob(*)",): "glob is for groups",
     ("epochs=1,2",): "epochs=1 and epochs=2 are one run",
+    ("seed=0,1,0",): "seed=0,1,0 names seed=0 twice",
+    ("sweep=beta,seeds",): "sweep=beta,seeds names several presets",
+    ("seed=0,1", "hydra.run.dir=here"): "hydra.run.dir=here is for one run; -m takes hydra.sweep.dir=",
+    ("method=byol", "latent_dim=4,8"): "latent_dim=4 and latent_dim=8 would train the same model: byol has no latent",
+    (
+        "method=aavae,moco",
+        "latent_dim=4,8",
+        "seed=0,1",
+    ): "method=moco latent_dim=4 seed=0 and method=moco latent_dim=8 seed=0 would train the same model",
     ("probe=[knn],[linear_cached]", "seed=0"): "probe=[knn] and probe=[linear_cached] are one run",
     ("batch_size=32,9999", "seed=0,1"): "2 of 4 jobs are impossible, and none was begun\n  batch_size=9999 seed=0: ",
     ("batch_size=9999",): "aavae-train: batch_size=9999 is larger",
@@ -549,3 +558,15 @@ def test_done_is_what_was_trained_and_judged_as_asked(tmp_path):
     assert is_done(tmp_path, config)
     (tmp_path / "results.json").unlink()
     assert not is_done(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("method=aavae",), True), (("method=ae",), True), (("method=simclr",), True), (("method=byol",), False),
+        (("method=dino",), False), (("method=mae", "encoder=vit_tiny"), False),
+        (("method=byol", "encoder.output_dim=${latent_dim}"), True),
+    ],
+)  # fmt: skip
+def test_what_has_a_latent(words, expected):
+    assert build.has_latent(build.compose(["dataset=synthetic", *words])) is expected
