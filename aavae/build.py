@@ -19,8 +19,8 @@ from aavae.errors import UserError
 
 __all__ = (
     "architecture", "arguments", "asked", "augmentation", "compose", "continues", "dataset", "folder", "for_completion",
-    "for_hydra", "groups", "has_latent", "hydra_node", "loggers", "loss", "model", "options", "own_features", "own_folders", "parse",
-    "plain", "probes", "quoted", "start", "to_yaml", "trainer", "unchanged",
+    "for_hydra", "groups", "has_latent", "hydra_node", "loggers", "loss", "model", "options", "own_features",
+    "own_folders", "parse", "plain", "probes", "quoted", "start", "to_yaml", "trainer", "unchanged",
 )  # fmt: skip
 
 MODEL_ARGUMENTS = ("log_scale", "learn_scale", "sample")  # of the loss group, but owned by the model

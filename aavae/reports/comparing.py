@@ -12,9 +12,11 @@ from aavae.loggers.screen import show as show_table
 from aavae.reports.columns import ABSENT, same, text
 from aavae.reports.shelf import Run
 from aavae.runs.provenance import sessions
-from aavae.runs.results import name_of
+from aavae.runs.results import measured_by, name_of
 from aavae.runtime.output import spelt
 from aavae.runtime.words import count, folded
+
+APART = "†"  # instead of a difference that would mean nothing
 
 
 def show(run: Run, preset: dict[str, object], name: str, console: Console) -> None:
@@ -79,11 +81,18 @@ def compare(first: Run, second: Run, console: Console) -> int:
     keys = [k for k in dict.fromkeys([*configs[0], *configs[1]]) if same(configs[0].get(k)) != same(configs[1].get(k))]
     rows = [[key, *(text(config.get(key, ABSENT)) for config in configs)] for key in keys]
     _table(console, "Settings", ["setting", *names], rows, "all settings that decide the weights are equal")
-    found = [{name_of(r): r["value"] for r in run.job.results} for run in (first, second)]
-    values = [[name, *(_value(f.get(name)) for f in found)] for name in dict.fromkeys([*found[0], *found[1]])]
-    for row, name in zip(values, dict.fromkeys([*found[0], *found[1]]), strict=True):
-        row.append(f"{found[1][name] - found[0][name]:+.4g}" if name in found[0] and name in found[1] else "")
+    found = [{name_of(r): r for r in run.job.results} for run in (first, second)]
+    values = [
+        [
+            name,
+            *(_value(f[name]["value"] if name in f else None) for f in found),
+            _difference(*(f.get(name) for f in found)),
+        ]
+        for name in found[0] | found[1]
+    ]
     _table(console, "Results", ["result", *names, "difference"], values, "neither has results")
+    if any(row[-1] == APART for row in values):
+        say(console, f"{APART}: measured by different protocols or on different numbers of images (results.json)")
     facts = [_of_code(run) for run in (first, second)]
     code = [[key, *(fact.get(key, ABSENT) for fact in facts)] for key in facts[0] | facts[1]]
     code = [row for row in code if row[1] != row[2]]
@@ -98,6 +107,12 @@ def _of_code(run: Run) -> dict[str, str]:
         commit = {"commit": str(git.get("commit", ""))[:10], "changed files": str(git.get("dirty"))} if git else {}
         return {**commit, **versions, "device": str(session.get("device")), "images": str(session.get("data"))[:16]}
     return {}
+
+
+def _difference(before: dict | None, after: dict | None) -> str:
+    if before is None or after is None:
+        return ""
+    return f"{after['value'] - before['value']:+.4g}" if measured_by(before) == measured_by(after) else APART
 
 
 def _value(value: float | None) -> str:

@@ -1,6 +1,5 @@
 """What a sweep has found so far: what varies among its jobs, and means and spreads over seeds."""
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from aavae.loggers.screen import FEATURES, PROBES, in_order
 from aavae.reports.columns import ABSENT, Column, columns_of, decides, same
 from aavae.reports.jobs import JobReport, find_jobs
+from aavae.runs.results import measured_by
 from aavae.runs.start import KEYS as START
 
 STATES = ("done", "running", "pending", "interrupted", "failed", "dead", "damaged")
@@ -178,7 +178,7 @@ def tested(job: JobReport) -> list[dict]:
 
 def _accuracy(jobs: list[JobReport], records: dict[Path, dict]) -> Spread:
     # What a probe chose by itself, and its seed, may differ.
-    protocols = {re.sub(r"weight decay \S+ chosen|seed \d+", "", str(r.get("protocol"))) for r in records.values()}
+    protocols = {measured_by(r) for r in records.values()}
     spread = spread_of([job for job in jobs if job.folder in records], lambda job: records[job.folder]["value"])
     assert spread is not None  # each record is of a job
     return spread._replace(mixed=len(protocols) > 1)

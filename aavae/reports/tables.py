@@ -126,6 +126,10 @@ def notes_of(summary: Summary) -> list[str]:
         notes.append("(n): of n seeds only.")
     if any(spread.mixed for spread, _ in found):
         notes.append("†: not all by one protocol.")
+    if any(row.score for row in summary.rows):
+        notes.append(
+            "score: the validation accuracy of h that a sweep selects on, as a fraction; without labels minus the loss."
+        )
     if any(row.start for row in summary.rows):
         notes.append(NOTE)
     for column in summary.columns:

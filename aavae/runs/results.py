@@ -1,6 +1,7 @@
 """The file `results.json`: what the probes found, as records."""
 
 import json
+import re
 from pathlib import Path
 from typing import SupportsFloat
 
@@ -33,6 +34,12 @@ def write_results(folder: Path, records: list[dict]) -> None:
 def name_of(r: dict) -> str:
     """The name of a record in logs: probe/feature/split/metric."""
     return f"{r['probe']}/{r['feature']}/{r['split']}/{r['metric']}"
+
+
+def measured_by(r: dict) -> tuple[str, object]:
+    """How a record was measured, the same for all seeds: its protocol without the seed and what was chosen on
+    validation images, and on how many images."""
+    return re.sub(r"weight decay \S+ chosen|seed \d+", "", str(r.get("protocol"))), r.get("n")
 
 
 def record(

@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from run_folders import a_run, a_sweep, record
 
 from aavae.runs import status
+from aavae.runs.results import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -232,6 +233,17 @@ def test_two_runs_are_compared(runs, several):
     assert lines["knn/h/test/accuracy"] == ["knn/h/test/accuracy", "0.9", "0.7", "-0.2"]
     assert "Code and machine are the same." in ended.out
     assert "All settings that decide the weights are equal." in runs("diff", "3f9c", "outputs/3f9c01").out
+
+
+def test_results_of_different_protocols_are_not_subtracted(runs, several):
+    path, measured = several / "outputs/3fab02/results.json", read_results(several / "outputs/3fab02")
+    for change, expected in (
+        ({}, "-0.2"), ({"protocol": "k=5, cosine"}, "†"), ({"n": 7}, "†"), ({"protocol": "k=5, cosine", "n": 7}, "†"),
+    ):  # fmt: skip
+        path.write_text(json.dumps([r | change for r in measured]))
+        out = runs("diff", "3f9c", "3fab").out
+        assert [line.split()[-1] for line in out.splitlines() if "knn/h/test" in line] == [expected]
+        assert ("measured by different protocols" in out) == (expected == "†")
 
 
 def test_code_is_compared(runs, several):
