@@ -142,6 +142,16 @@ def test_an_encoder_alone_is_judged_on_the_dataset_one_names(run, evaluate):
     assert judged.items() <= by_name(results()).items() and len(judged) == 4
 
 
+def test_every_protocol_names_another_size_than_that_of_training(run, evaluate):
+    larger = ("dataset=synthetic", "dataset.image_size=24", "probe=[knn,few_label]", "features=[h,pixels]")
+    ended = evaluate("checkpoint=run/encoder.safetensors", *larger)
+    assert ended.code == 0 and "images of 24², trained on 16²" in ended.out
+    (found,) = run.glob("evaluate_encoder/**/results.json")
+    records = json.loads(found.read_text())
+    assert records and all(r["protocol"].endswith(", images of 24², trained on 16²") for r in records)
+    assert not any("trained on" in r["protocol"] for r in results())
+
+
 def test_another_dataset_is_normalised_as_in_training(run, evaluate):
     before = (run / "results.json").read_bytes()
     ended = evaluate("run=run", "dataset=digits", "probe=knn", "features=[pixels]")

@@ -70,8 +70,9 @@ def checksum(module: nn.Module) -> str:
 class Evaluation:
     """What `guests` find out about `representations`, for results.json, dashboards and the screen.
 
-    `judged` is the trained model, whose `checksum` is taken before and after; `epoch` is how long it was trained. The
-    `score` is the validation accuracy of h by the first probe that measures one: what a sweep may select on.
+    `judged` is the trained model, whose `checksum` is taken before and after; `epoch` is how long it was trained, and
+    `remark` goes into every protocol. The `score` is the validation accuracy of h by the first probe that measures one:
+    what a sweep may select on.
     """
 
     def __init__(
@@ -82,9 +83,10 @@ class Evaluation:
         dataset: Dataset,
         reporter: Reporter,
         epoch: float,
+        remark: str = "",
     ):
         self.guests, self.representations, self.judged = guests, representations, judged
-        self.dataset, self.reporter, self.epoch = dataset, reporter, epoch
+        self.dataset, self.reporter, self.epoch, self.remark = dataset, reporter, epoch, remark
         self.checksum = checksum(judged)
         self.score: float | None = None
         self._said: set[str] = set()
@@ -107,13 +109,17 @@ class Evaluation:
             for feature in guest.features:
                 if encode := self._available(guest, feature):
                     found = guest.probe.run(encode, self.dataset)
-                    own = [r | {"epoch": self.epoch} for r in found if isinstance(r, dict)]
+                    own = [self._as_kept(r) for r in found if isinstance(r, dict)]
                     if self.score is None:
                         self.score = next((r["value"] for r in own if _chooses(r)), None)
                     done(own, [p for p in found if isinstance(p, Picture)])
         if checksum(self.judged) != self.checksum:
             raise RuntimeError("a probe has changed the trained model; its results are worth nothing")
         self.reporter.say(f"unchanged   the trained model, checksum {self.checksum} before and after")
+
+    def _as_kept(self, r: dict) -> dict:
+        remark = {"protocol": f"{r['protocol']}, {self.remark}"} if self.remark else {}
+        return r | remark | {"epoch": self.epoch}
 
     def _available(self, guest: Guest, feature: str) -> Representation | None:
         if reason := self.representations.missing(feature):

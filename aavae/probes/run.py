@@ -38,6 +38,8 @@ class Judgement:
         self.at_home = trained.data is None or same_images(
             trained.data, dataset.fingerprint()
         )  # on the images it was trained on
+        size, before = dataset.image_size, trained.image_size
+        self.remark = f"images of {size}², trained on {before}²" if before not in (None, size) else ""
         for guest in guests:
             if guest.name in trained.learners and self.at_home:
                 guest.probe.restore(trained.learners[guest.name], device)
@@ -52,7 +54,7 @@ class Judgement:
             self._banner(folder)
             results = Results(folder, self.logger, t.step, t.epoch, keep=True)
             made = self._representations()
-            evaluation = Evaluation(self.guests, made, t.model, self.dataset, self.reporter, t.epoch)
+            evaluation = Evaluation(self.guests, made, t.model, self.dataset, self.reporter, t.epoch, self.remark)
             self._begin(folder, config, chosen, command, evaluation.checksum)
             failed = True
             try:
@@ -134,3 +136,5 @@ class Judgement:
             say(t.note)
         if not self.at_home:
             say("note        these are not the images it was trained on")
+        if self.remark:
+            say(f"size        {self.remark}")
