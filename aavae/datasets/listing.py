@@ -53,7 +53,7 @@ class Listing:
             notes.append(f"passed over: {counts}")
         if self.archives:
             names = listed(sorted(self.archives))
-            notes.append(f"not opened: {names}; unpack archives, or name a zip itself in dataset.path=")
+            notes.append(f"not opened: {names}; unpack archives, or give the path of one zip")
         if self.empty:
             notes.append(f"folders without images: {listed(f'{folder}/' for folder in self.empty)}")
         return notes
