@@ -261,7 +261,7 @@ def test_archives_are_named_and_litter_is_no_class(tmp_path, capsys):
     assert "not opened: more.zip; unpack archives" in capsys.readouterr().out
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "photos.zip").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"holds no images.*not opened: photos\.zip; .* name a zip itself"):
+    with pytest.raises(UserError, match=r"holds no images.*not opened: photos\.zip; .* give the path of one zip"):
         loaded(tmp_path / "only")
 
 
