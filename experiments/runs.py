@@ -62,6 +62,10 @@ class Group(NamedTuple):
         """Device-hours over seeds."""
         return spread_of(self.done, lambda job: job.hours)
 
+    def training_hours(self) -> Spread | None:
+        """Device-hours over seeds that the steps took by the speed logged with them, without looks and evaluations."""
+        return spread_of(self.done, _training_hours)
+
     def curves(self, name: str, against: str = "epochs") -> list[list[tuple[float, float]]]:
         """For each run, the values of a metric by how far it was."""
         return _aligned([(job, _curve(job, name)) for job in self.done], against)
@@ -96,6 +100,15 @@ class Group(NamedTuple):
             return next(own, None)
 
         return spread_of(self.done, value)
+
+
+def _training_hours(job: JobReport) -> float | None:
+    seconds, before = 0.0, 0.0
+    for line in logged(job.folder):
+        if speed := line.get("images_per_second"):
+            seconds += (line["step"] - before) * float(str(job.config["batch_size"])) / speed
+            before = line["step"]
+    return seconds * (job.number("devices") or 1) / 3600 if seconds else None
 
 
 def _curve(job: JobReport, name: str) -> dict[float, float]:

@@ -17,6 +17,7 @@ CONTROLS = {  # of what the paper claims: is it the augmentation, the clean targ
     "VAE, augmented, view target": ("loss.beta=1", ("method=aavae", "loss.target=view")),
     "VAE, β = 0": ("loss.beta=0", ("method=vae",)),
 }
+COSTS = ("PFLOP", "device-hours of training", "device-hours")
 FLOORS = {"pixels": "raw pixels", "h_untrained": "untrained encoder"}
 
 
@@ -57,16 +58,15 @@ class Table1(Artefact):
         others = _other_probes(by_method, scale.probe)
         head = ["method", *(f"{d}: {PROBES[scale.probe]}, measured" for d in datasets)]
         head += [f"{d}: printed in the paper" for d in papers]
-        head += [*(f"{datasets[0]}: {PROBES.get(p, p)}, measured" for p in others), "PFLOP", "device-hours"]
+        head += [*(f"{datasets[0]}: {PROBES.get(p, p)}, measured" for p in others), *COSTS]
 
         def row(name: str, groups: Sequence[Group], printed: dict[str, float], feature: str = "h") -> list[str]:
             own = [g.accuracy(scale.probe, feature) for g in groups] or [None] * len(datasets)
             beside = [groups[0].accuracy(p, feature) if groups else None for p in others]
-            cost = (
-                [_mean(groups[0].number("flop"), 1e15), _mean(groups[0].hours())]
-                if groups and feature == "h"
-                else ["", ""]
-            )
+            cost = [""] * len(COSTS)
+            if groups and feature == "h":
+                first = groups[0]
+                cost = [_mean(first.number("flop"), 1e15), _mean(first.training_hours()), _mean(first.hours())]
             shown = percent if groups else lambda spread: ""
             name = groups[0].called(name) if groups and feature == "h" else name
             return [name, *map(shown, own), *(_printed(printed.get(p)) for p in papers), *map(shown, beside), *cost]
@@ -85,7 +85,8 @@ class Table1(Artefact):
         first = {NAMES.get(m, m): groups[0] for m, groups in by_method.items()}
         first |= {name: groups[0] for name, groups in controls.items()}
         caption = [
-            "PFLOP and device-hours are of one run on the first dataset; device-hours include evaluation. The "
+            "PFLOP and device-hours are of one run on the first dataset; those of training are without "
+            "evaluation. The "
             "untrained encoder is that of AAVAE.",
             f"{datasets[0]}. " + differences("AAVAE", first, scale.probe),
         ]
