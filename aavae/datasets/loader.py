@@ -54,6 +54,7 @@ class Loader:
                 f"batch_size={batch_size} is larger than the training set of {count(len(self.split), 'image')}"
             )
         self.share = (processes or Processes()).share(batch_size)
+        self.rows = self.share.stop - self.share.start
         self.steps_per_epoch = len(self.split) // batch_size
 
     def _order(self, epoch: int) -> Tensor:

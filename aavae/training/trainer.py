@@ -12,7 +12,7 @@ from aavae.augmentations.pipeline import Pipeline
 from aavae.datasets import Dataset
 from aavae.datasets.loader import Batch, Loader
 from aavae.errors import UserError
-from aavae.models import Model, batchnorm
+from aavae.models import Model, batchnorm, dropout
 from aavae.probes.guests import Guest
 from aavae.runtime.device import Precision, compiler, send
 from aavae.runtime.processes import Processes
@@ -29,7 +29,7 @@ from aavae.training.validation import Inspector, joined
 
 class Trainer:
     """One step of training after the other; every draw is a function of (seed, step, position in the batch of all
-    processes), but for dropout, which torch draws: it is a function of (seed, step, process).
+    processes).
 
     `inspector` looks at the model; `optimizer` and `schedule` are functions of the model and of the steps per epoch.
     `untrained` is the encoder at random weights, where the model's has others.
@@ -72,6 +72,7 @@ class Trainer:
         self._refuse_parts()
         self._refuse_mixed_statistics()
         self._share_statistics()
+        dropout.share(self.model, self.processes, self.loader.rows // settings.accumulate)
         self.optimizer, self.schedule = optimizer(model), schedule(self.loader.steps_per_epoch)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = precision.scaler()
@@ -95,7 +96,7 @@ class Trainer:
             )
 
     def _refuse_parts(self) -> None:
-        accumulate, rows = self.settings.accumulate, self.loader.share.stop - self.loader.share.start
+        accumulate, rows = self.settings.accumulate, self.loader.rows
         if accumulate > 1 and not self.model.per_image:
             raise UserError(
                 f"trainer.accumulate={accumulate} would change the loss of {type(self.model).__name__}, which compares "
@@ -124,7 +125,7 @@ class Trainer:
             raise UserError("trainer.virtual_batch divides what trainer.sync_batchnorm joins; leave one of them out")
         if self.model.n_views > 1 or not self.model.per_image:
             raise UserError(f"trainer.virtual_batch is for losses that are means over images, not for {name}")
-        rows = (self.loader.share.stop - self.loader.share.start) // settings.accumulate
+        rows = self.loader.rows // settings.accumulate
         if rows % images:
             raise UserError(
                 f"trainer.virtual_batch={images} does not divide the {count(rows, 'image')} that a process has at once"
@@ -188,9 +189,8 @@ class Trainer:
         total, mine = self.loader.batch_size, self.loader.share
         generators = generators_for(self.model.n_views, self.settings.seed, "augmentation", self.step)
         draws = self.augmentation.draws(total, size, generators)
-        # torch draws dropout itself, on each process; the first one's draws are those of one alone.
-        own = [self.processes.rank] if self.processes.rank else []
-        seed_default(self.device, seed_for(self.settings.seed, "dropout", self.step, *own))
+        # torch draws dropout itself: layers draw for the whole batch too, and keep their rows (`dropout.share`).
+        seed_default(self.device, seed_for(self.settings.seed, "dropout", self.step))
         noise = None
         if self.model.noise_dim:
             generator = generator_for(self.settings.seed, "noise", self.step)

@@ -43,14 +43,16 @@ def test_a_run_sees_the_same_numbers_in_one_process_and_in_two():
     assert torch.equal(first_batch(one).clean, torch.cat(batches))
 
 
-def test_each_process_drops_out_units_of_its_own():
-    def dropped(processes: Processes | None = None) -> torch.Tensor:
+def test_dropout_draws_for_the_batch_of_all_processes():
+    def drawn(processes: Processes | None = None) -> torch.Tensor:
         with torch.random.fork_rng():
             trainer(processes=processes)._draw(16)
             return torch.rand(5)
 
-    first, second = (dropped(Processes(rank, 2)) for rank in (0, 1))
-    assert torch.equal(first, dropped()) and not torch.equal(first, second)
+    assert torch.equal(drawn(Processes(0, 2)), drawn()) and torch.equal(drawn(Processes(1, 2)), drawn())
+    words = ("encoder=timm", "+encoder.kwargs.drop_path_rate=0.1", "trainer.accumulate=2")
+    shared = [m for m in trainer(*words, processes=Processes(1, 2)).model.modules() if hasattr(m, "drop_prob")]
+    assert shared and {(m.rows, m.processes.rank) for m in shared} == {(16 // 2 // 2, 1)}
 
 
 def test_steps_that_fp16_skips_do_not_count_in_the_gradient_s_norm(monkeypatch):
