@@ -201,7 +201,7 @@ class Multirun:
         """
         from aavae.sweeps.pool import Pool
 
-        if is_done(folder, config):
+        if self.stands(folder, config):
             return _score(folder)
         pool = Pool(self._child, [{}], lambda states: None)
         outcome = pool.run([Job(number, overrides, folder, self.name_of(overrides))])[number]

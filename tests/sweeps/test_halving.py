@@ -31,13 +31,15 @@ def jobs() -> dict[str, dict]:
     return {job["name"]: status.read(Path("multirun/halving", job["folder"])) for job in known}
 
 
-def test_a_shorter_launch_leaves_alone_what_was_trained_further(sweep, train):
+@pytest.mark.parametrize("launcher", ["processes", pytest.param("basic", marks=pytest.mark.slow)])
+def test_a_shorter_launch_leaves_alone_what_was_trained_further(sweep, train, launcher):
     assert sweep("epochs=1", RATES).code == 0
     steps = {name: said["step"] for name, said in jobs().items()}
     assert sweep("epochs=2", BETTER).code == 0
     after = jobs()
     assert [said["step"] for said in after.values()] == [steps[first := "optimizer.lr=0.1"], *[2 * steps[first]] * 2]
-    for again in (lambda: sweep("epochs=1", RATES), lambda: train("sweep.resume=multirun/halving")):
+    how = f"hydra/launcher={launcher}"
+    for again in (lambda: sweep("epochs=1", RATES, how), lambda: train("sweep.resume=multirun/halving", how)):
         ended = again()
         assert ended.code == 0, ended.out + ended.err
         assert jobs() == after
