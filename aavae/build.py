@@ -207,7 +207,8 @@ def loggers(cfg: DictConfig, metrics: bool = True):
     from aavae.loggers.metrics_file import MetricsFile
 
     asked = {name: _component(node) for name, node in cfg.logger.items()}
-    return Loggers({"metrics": MetricsFile(), **asked} if metrics else asked)
+    # Last: where another cannot start, the file is what it was.
+    return Loggers({**asked, "metrics": MetricsFile()} if metrics else asked)
 
 
 def _scaled(cfg: DictConfig, data) -> tuple[dict, float]:

@@ -15,6 +15,7 @@ from aavae.errors import UserError
 from aavae.runs import sweep as sweeps
 from aavae.runs.identity import identity
 from aavae.runtime import secrets, slurm, threads
+from aavae.runtime.output import complain
 from aavae.sweeps.grid import swept_by
 from aavae.sweeps.sweep import Multirun
 
@@ -61,7 +62,11 @@ class Train(Command):
             replaced = {word.split("=")[0] for word in others}
             given = [word for word in launch["overrides"] if word.split("=")[0] not in replaced]
             sys.argv[1:] = ["-m", *where, *given, *others, f"hydra.sweep.dir={build.quoted(str(folder))}"]
-            codes.append(super().execute(sys.argv[1:]))
+            try:
+                codes.append(super().execute(sys.argv[1:]))
+            except UserError as error:  # what was launched later may be possible all the same
+                complain(f"{self.name}: {error}")
+                codes.append(2)
         return max(codes)
 
     def multirun(self, overrides: list[str], config_dir: str | None) -> int:

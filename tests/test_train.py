@@ -294,6 +294,19 @@ def test_other_probes_judge_a_finished_run_anew(train):
     assert {r["probe"] for r in json.loads(Path("run/results.json").read_text())} == both - {"knn"}
 
 
+def test_a_run_that_cannot_begin_anew_is_what_it_was(train, monkeypatch):
+    assert train(*DEBUG, "probe=knn").code == 0
+    before = {p.name: p.read_bytes() for p in Path("run").iterdir()}
+
+    def start(self, run):
+        raise UserError("the board is not at home")
+
+    monkeypatch.setattr("aavae.loggers.tensorboard.TensorBoard.start", start)
+    ended = train(*DEBUG, "probe=knn", "resume=never", "logger=tensorboard")
+    assert ended.code == 2 and "not at home" in ended.err
+    assert {p.name: p.read_bytes() for p in Path("run").iterdir()} == before
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(train):
     assert train(*DEBUG, "probe=[]", "epochs=1").code == 0
     good = weights("run")
@@ -339,7 +352,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         ("probe.knn.k=0", "k must be 1 or more"),
         ("hydra.run.dir=/dev/null/run", "cannot be made"),
         ("+experiment=digits", "without the +"),
-        ("seed=0,1 bath_size=3 -m", "did you mean batch_size"),
+        ("seed=0,1 bath_size=3 -m", "hydra.run.dir=run is for one run"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_leaves_nothing(train, tmp_path, override, says):

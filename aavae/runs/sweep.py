@@ -1,7 +1,9 @@
 """The folder of a sweep: which jobs belong to it, by which commands it was launched, how each stands."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +39,41 @@ def read(folder: Path) -> dict:
         ) from error
 
 
-def record(folder: Path, overrides: list[str], config_dir: str | None, jobs: list[Job]) -> None:
-    """Add a launch and its jobs; one that was there before is not there twice."""
+def afresh(folder: Path, overrides: list[str]) -> str | None:
+    """Since when the runs of this launch are to begin anew; None where they go on from what they have."""
+    if not (folder / SWEEP).exists():
+        return None
+
+    def what(words: list[str]) -> list[str]:
+        return [word for word in words if not word.startswith(("hydra/launcher=", "dry_run="))]
+
+    known = [
+        launch for launch in read(folder)["launches"] if what(launch["overrides"]) == what(secrets.hidden(overrides))
+    ]
+    return max((launch["afresh"] for launch in known if "afresh" in launch), default=None)
+
+
+def is_outdated(folder: Path, since: str | None) -> bool:
+    """Whether the run in `folder` began before its launch wanted it anew."""
+    if since is None:
+        return False
+    with suppress(UserError, ValueError, TypeError, KeyError):
+        said = status.read(folder)
+        return said is not None and datetime.fromisoformat(said["started"]) < datetime.fromisoformat(since)
+    return True  # one that does not say when it began
+
+
+def record(
+    folder: Path, overrides: list[str], config_dir: str | None, jobs: list[Job], since: str | None = None
+) -> None:
+    """Add a launch and its jobs, which are to begin anew if they began before `since`; one that was there before is not
+    there twice."""
     sweep: dict[str, Any] = {"name": folder.name, "created": status.now(), "launches": [], "jobs": []}
     if (folder / SWEEP).exists():
         sweep = read(folder)
     launches = [launch for launch in sweep["launches"] if launch["overrides"] != secrets.hidden(overrides)]
-    sweep["launches"] = [*launches, {"overrides": overrides, "config_dir": config_dir, "started": status.now()}]
+    launch = {"overrides": overrides, "config_dir": config_dir, "started": status.now()}
+    sweep["launches"] = [*launches, launch | ({"afresh": since} if since else {})]
     known = {job["folder"]: job for job in sweep["jobs"]}
     for job in jobs:
         place = str(job.folder.relative_to(folder)) if job.folder.is_relative_to(folder) else str(job.folder)

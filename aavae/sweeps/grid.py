@@ -1,6 +1,7 @@
 """Expand the overrides of a sweep into the overrides of its jobs."""
 
 import itertools
+from collections import Counter
 
 from hydra.core.override_parser.types import Glob, Override, RangeSweep
 
@@ -67,6 +68,8 @@ def _refuse_what_no_job_takes(typed: list[Override]) -> None:
             raise UserError(f"{line} is for one run; -m takes hydra.sweep.dir=, a folder for all of its jobs")
         if key == "sweep" and override.is_sweep_override():
             raise UserError(f"{line} names several presets; launch a sweep for each")
+        if str(line).lstrip("+~").startswith(HOW) and override.is_sweep_override():
+            raise UserError(f"{key} says how to sweep, and takes one value, not {line}")
 
 
 def _values(override: Override) -> list[str]:
@@ -80,7 +83,7 @@ def _values(override: Override) -> list[str]:
         raise UserError(f"{override.input_line} is no list of values that ends, or one of more than {MOST:,}")
     if override.is_sweep_override():
         values = [f"{key}={value}" for value in override.sweep_string_iterator()]
-        if twice := [value for n, value in enumerate(values) if value in values[:n]]:
+        if twice := [value for value, times in Counter(values).items() if times > 1]:
             raise UserError(f"{override.input_line} names {twice[0]} twice; name each value once")
         return values
     return [str(override.input_line)]

@@ -1,6 +1,7 @@
 """Jobs as processes of their own, some at a time: what one of them does to itself harms no other."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -126,7 +127,7 @@ class Pool:
         if code == 0 and state == "done":
             return Outcome("done", said.get("score"))
         if state not in ("failed", "interrupted"):  # it could not say so itself
-            state, reason = _died(code, self.stopped is not None, _last_words(job.folder / LOG, ended.logged))
+            state, reason = _died(code, self.stopped is not None, last_words(job.folder / LOG, ended.logged))
             if said and said == ended.finished:  # it has not begun: what was done before still is
                 return Outcome(state, None, reason)
             with suppress(UserError):  # a full disk may be what it died of
@@ -172,9 +173,10 @@ def _died(code: int, stopping: bool, words: str) -> tuple[str, str]:
     return "failed", f"ended with exit code {code} before it was done" + (f"; its last words: {words}" if words else "")
 
 
-def _last_words(log: Path, begin: int) -> str:
+def last_words(log: Path, begin: int = 0) -> str:
+    """The last line that is not empty in a log from byte `begin` on, without the name of the command."""
     with suppress(OSError), open(log, "rb") as handle:
         handle.seek(max(begin, handle.seek(0, os.SEEK_END) - TAIL))
         lines = handle.read().decode(errors="replace").splitlines()
-        return next((line for line in reversed(lines) if line.strip()), "")
+        return re.sub(r"^aavae-\w+: ", "", next((line for line in reversed(lines) if line.strip()), ""))
     return ""

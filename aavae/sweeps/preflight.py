@@ -15,6 +15,7 @@ from aavae.errors import UserError
 from aavae.runs import status
 from aavae.runs.config import read_config
 from aavae.runs.identity import identity
+from aavae.runs.sweep import is_outdated
 from aavae.runtime import threads
 from aavae.runtime.signals import blocked
 
@@ -39,16 +40,17 @@ class JobPlan:
 
 
 def preflight(
-    jobs: list[list[str]], config_dir: str | None, primary: str, folder: Path | None = None
+    jobs: list[list[str]], config_dir: str | None, primary: str, folder: Path | None = None, afresh: str | None = None
 ) -> tuple[list[JobPlan], float, int]:
     """A plan for the overrides of every job, the speed of this machine in FLOP/s of training (0: nobody knows), and its
     number of GPUs; all found in a process that ends with it. Raises UserError if that process dies.
 
-    `folder` is where jobs may have begun: those go on without what they once started from.
+    `folder` is where jobs may have begun: those go on without what they once started from, unless they began before
+    `afresh`.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    apart = context.Process(target=_answer, args=(theirs, jobs, config_dir, primary, folder), daemon=True)
+    apart = context.Process(target=_answer, args=(theirs, jobs, config_dir, primary, folder, afresh), daemon=True)
     with blocked():  # it is this one's to end
         apart.start()
     theirs.close()
@@ -69,7 +71,7 @@ def _answer(pipe, *asked) -> None:
 
 
 def _examine(
-    jobs: list[list[str]], config_dir: str | None, primary: str, folder: Path | None = None
+    jobs: list[list[str]], config_dir: str | None, primary: str, folder: Path | None = None, afresh: str | None = None
 ) -> tuple[list[JobPlan], float, int]:
     threads.settle()
     import torch
@@ -77,7 +79,7 @@ def _examine(
     from aavae.loggers.screen import Reporter
 
     data, possible = _once(_dataset), _once(_possible)
-    facts = _Facts(data, _once(_network), _once(_flops), _once(_start), folder)
+    facts = _Facts(data, _once(_network), _once(_flops), _once(_start), folder, afresh)
     with build.unchanged():
         plans = [
             _plan(job, config_dir, primary, possible, facts)
@@ -121,7 +123,8 @@ def _plan(job: list[str], config_dir: str | None, primary: str, possible: Callab
         # What a trainer refuses does not depend on which seed it is.
         decides = config | {"seed": min(config["seed"], 0), "asked": None if asked is None else sorted(asked)}
         plan = replace(possible(decides, cfg, asked, facts), overrides=job, config=config, identity=identity(config))
-        if facts.folder and build.continues(cfg, place := facts.folder / plan.identity):
+        place = facts.folder and facts.folder / plan.identity
+        if place and build.continues(cfg, place) and not is_outdated(place, facts.afresh):
             if plan.fixed_length and cfg.resume == "auto" and (before := _epochs_of(place)) not in (None, cfg.epochs):
                 raise UserError(f"{place.name} was trained towards epochs={before}{plan.fixed_length}")
         else:
@@ -134,12 +137,14 @@ def _plan(job: list[str], config_dir: str | None, primary: str, possible: Callab
 
 
 def _epochs_of(folder: Path) -> int | None:
-    """The epochs towards which a run has made steps, as far as its folder tells."""
+    """The epochs towards which a run with a checkpoint has made steps; None if it made none, or nobody can tell."""
+    with suppress(UserError):  # damaged: the checkpoint is there all the same
+        if (status.read(folder) or {}).get("step") == 0:
+            return None
     with suppress(
         UserError, OSError, KeyError, AttributeError, TypeError, ValueError
     ):  # its process says what is wrong
-        said = status.read(folder)
-        return read_config(folder)["epochs"] if said and said.get("step") else None
+        return read_config(folder)["epochs"]
     return None
 
 
@@ -152,6 +157,7 @@ class _Facts:
     flops: Callable
     start: Callable
     folder: Path | None
+    afresh: str | None
 
 
 def _possible(_: dict, cfg, asked: frozenset[str] | None, facts: _Facts) -> JobPlan:

@@ -41,8 +41,9 @@ class Multirun:
         self.grid = Grid(overrides, config_dir, command.primary)
         self.folder = Path()  # `check` finds it
         self.jobs: list[Job] = []  # as far as is known before they are launched
-        self.steps: dict[Path, int] = {}  # of every job known, by its folder
-        self.refused: list[str] = []  # jobs that could not begin, and why, though their runs of before are done
+        self.asked: dict[Path, tuple[str, dict]] = {}  # names and configs of the jobs that are known, by their folder
+        self.steps: dict[Path, int] = {}  # of these jobs
+        self.since: str | None = None  # runs that began before are to begin anew
         self.gpus = 0
         self.launcher = ""  # its class; `check` finds it
         self.study: tuple[str, str] | None = None  # of an optimiser: its name and its storage
@@ -78,10 +79,11 @@ class Multirun:
                 mark_told(error)
                 raise
             failed = self.sum_up()
-            for refused in self.refused:
-                complain(f"{name}: {refused}; its run of before is kept")
+            unlike = self._unlike()
+            for line in unlike:
+                complain(f"{name}: {line}")
             self._tell_dashboards()
-        return 1 if code or failed or self.refused else 0
+        return 1 if code or failed or unlike else 0
 
     def check(self) -> Path | None:
         """See that every job is possible, and say what they will take; the folder, or None for a dry run.
@@ -106,7 +108,8 @@ class Multirun:
         node = build.hydra_node([*given, f"hydra.sweep.dir={build.quoted(where)}"], self.config_dir, primary)
         _refuse_helpers(node)
         self.launcher = str(node.launcher.get("_target_"))
-        plans, speed, self.gpus = preflight(jobs, self.config_dir, primary, folder)
+        self.since = status.now() if cfg.resume == "never" else sweep.afresh(folder, self._given())
+        plans, speed, self.gpus = preflight(jobs, self.config_dir, primary, folder, self.since)
         impossible = [f"{grid.name(p.overrides)}: {p.error}" for p in plans if p.error]
         if impossible:
             several = f"{len(impossible)} of {len(jobs)} jobs are impossible, and none was begun"
@@ -120,6 +123,7 @@ class Multirun:
             self.jobs = [
                 Job(n, o, folder / p.identity, grid.name(o)) for n, (o, p) in enumerate(zip(own, plans, strict=True))
             ]
+            self.asked = {job.folder: (job.name, p.config) for job, p in zip(self.jobs, plans, strict=True)}
         self.steps = {folder / p.identity: p.steps for p in plans}
         stands = [self.stands(folder / p.identity, p.config) for p in plans]
         self._say(folder, plans, stands, speed, grid.complete)
@@ -128,13 +132,29 @@ class Multirun:
     def stands(self, folder: Path, config: dict) -> str | None:
         """The state of a job that this launch has nothing to do for, as its run is done, or trained further already;
         None for the others."""
-        if is_done(folder, config):
+        if sweep.is_outdated(folder, self.since):
+            return None
+        if is_done(folder, config | {"resume": "auto"}):
             return "done"
         with contextlib.suppress(UserError):
             said = status.read(folder)
-            if said and config["resume"] == "auto" and (said.get("step") or 0) > self.steps.get(folder, math.inf):
+            if said and (said.get("saved") or 0) > self.steps.get(folder, math.inf):
                 return status.state_of(said)
         return None
+
+    def _unlike(self) -> list[str]:
+        """What became of jobs that are not what this launch asked for, though no state says that they failed."""
+        from aavae.sweeps.pool import LOG, last_words
+
+        lines = []
+        for folder, (name, config) in self.asked.items():
+            state = self.stands(folder, config)
+            if state is None and _done(folder):
+                why = last_words(folder / LOG) or "it was not begun"
+                lines.append(f"{name}: {why}; its run of before is kept")
+            elif state not in (None, "done"):
+                lines.append(f"{name}: its run has more steps than this launch asks for, and is {state}")
+        return lines
 
     def name_of(self, overrides: list[str]) -> str:
         """What tells a job from the others."""
@@ -145,7 +165,9 @@ class Multirun:
 
         known = "" if complete else ", as far as is known; the others are the sweeper's to choose"
         left = [p for p, state in zip(plans, stands, strict=True) if state is None]
-        done = f", {len(plans) - len(left)} of them done" if len(left) < len(plans) else ""
+        done = f", {n} of them done" if (n := stands.count("done")) else ""
+        if further := len(plans) - len(left) - stands.count("done"):
+            done += f", {further} of them trained further than this"
         print(wrapped(f"sweep       {shown(folder)}: {count(len(plans), 'job')}{done}{known}"))
         print(f"steps       {sum(p.steps for p in left):,} in all")
         if speed:
@@ -170,9 +192,11 @@ class Multirun:
 
     def record(self, jobs: list[Job]) -> None:
         """Write down the launch and its jobs."""
-        # Launched again, it goes on, even if it was to begin afresh.
-        given = [o for o in self.overrides if not o.startswith(("hydra.sweep.dir=", "hydra.launcher.", "resume="))]
-        sweep.record(self.folder, given, self._config_dir(), jobs)
+        sweep.record(self.folder, self._given(), self._config_dir(), jobs, self.since)
+
+    def _given(self) -> list[str]:
+        """The overrides by which the launch is known, and launched again: it goes on, even if it was to begin anew."""
+        return [o for o in self.overrides if not o.startswith(("hydra.sweep.dir=", "hydra.launcher.", "resume="))]
 
     def run(self, jobs: list[Job], configs: list[dict], n_jobs: int | None) -> list:
         """Run the jobs, each in a process of its own; how each ended. Raises Interrupted after stopping them all."""
@@ -182,6 +206,7 @@ class Multirun:
         self.record(jobs)
         _hide_secrets(self.folder / MULTIRUN)
         outcomes = {}
+        self.asked |= {job.folder: (job.name, config) for job, config in zip(jobs, configs, strict=True)}
         for job, config in zip(jobs, configs, strict=True):
             if state := self.stands(job.folder, config):
                 outcomes[job.number] = Outcome(state, _score(job.folder))
@@ -190,9 +215,7 @@ class Multirun:
             outcomes |= pool.run([job for job in jobs if job.number not in outcomes])
         if pool.stopped is not None:
             raise Interrupted(pool.stopped)
-        ended = [(job, outcomes[job.number]) for job in jobs]
-        self.refused += [f"{job.name}: {o.reason}" for job, o in ended if o.state == "failed" and _done(job.folder)]
-        return [outcome for _, outcome in ended]
+        return [outcomes[job.number] for job in jobs]
 
     def run_alone(self, overrides: list[str], number: int, folder: Path, config: dict) -> float | None:
         """Run one job where another launcher than ours has brought us; its score, None if it did not end well.
@@ -252,6 +275,9 @@ class Multirun:
         belongs = {"sweep.name": self.folder.name, "sweep.job": job.name, "hydra.run.dir": str(job.folder)}
         settings = [f"{key}={build.quoted(value)}" for key, value in belongs.items()]
         given = [o for o in job.overrides if not o.startswith("sweep.")]
+        if self.since:  # a job that is stopped goes on with what it has made since
+            anew = ["resume=never"] if sweep.is_outdated(job.folder, self.since) else []
+            given = [o for o in given if not o.startswith("resume=")] + anew
         return [sys.executable, "-m", self.command.module, *where, *given, *settings]
 
     def _config_dir(self) -> str | None:

@@ -36,7 +36,6 @@ class Continuation:
         """Begin where `resume` = `how` says: auto, never, or a path. Raises UserError where that cannot be done."""
         self.remove(".*.tmp")  # of a process that was killed while it wrote
         if how == "never":
-            self.remove(checkpoint.LAST, checkpoint.PREVIOUS, "epoch_*.pt", encoder_file.ENCODER, RESULTS, PROVENANCE)
             return
         if how == "auto":
             self._continue()
@@ -93,6 +92,10 @@ class Continuation:
         else:
             torch.set_num_threads(before)
             self.reporter.say(f"threads     {before}, as before, so that all numbers are those of an unbroken run")
+
+    def forget(self) -> None:
+        """Delete what a run of before has left in the folder."""
+        self.remove(checkpoint.LAST, checkpoint.PREVIOUS, "epoch_*.pt", encoder_file.ENCODER, RESULTS, PROVENANCE)
 
     def remove(self, *patterns: str) -> None:
         """Delete the files of the folder that fit a pattern."""

@@ -36,7 +36,8 @@ def fixed_length(trainer) -> str:
     if not trainer.schedule.extendable:
         return (
             f" with a {trainer.schedule.shape} schedule, which would have been another with "
-            f"epochs={trainer.settings.epochs}; only schedule=constant can be extended"
+            f"epochs={trainer.settings.epochs}; only schedule=constant can be extended; keep epochs, or use "
+            "resume=never"
         )
     if not trainer.model.extendable:
         return (

@@ -103,6 +103,9 @@ class Run:
     def _work(self, heart: status.Heart, origin: dict, signals: Signals) -> None:
         leads, logger, failed = self.trainer.processes.leads, self.logger, True
         try:
+            self._say(heart, "running")
+            if self.resume == "never":
+                self._start.forget()
             if not self._keeps_results():
                 self._start.remove(RESULTS)
             if self.trainer.step < self.trainer.total_steps:  # of fewer epochs

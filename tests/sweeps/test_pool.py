@@ -63,7 +63,7 @@ def until(condition, seconds: float = 30) -> bool:
 
 DEATHS = {
     "raise ValueError('no such thing')": "ValueError: no such thing",
-    "raise SystemExit('aavae-train: bad input')": "aavae-train: bad input",
+    "raise SystemExit('aavae-train: bad input')": "bad input",
     "raise SystemExit(3)": "ended with exit code 3 before it was done",
     "print(7, flush=True); raise SystemExit(3)": "ended with exit code 3 before it was done; its last words: 7",
     "import os; os._exit(0)": "ended with exit code 0 before it was done",
