@@ -96,7 +96,7 @@ class Train(Command):
             logger,
             folder,
             config=config,
-            config_yaml=build.to_yaml(config),
+            to_yaml=build.to_yaml,
             resume=str(cfg.resume),
             command=self.typed(again=True),
             typed=self.typed(),

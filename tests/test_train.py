@@ -288,8 +288,10 @@ def test_other_probes_judge_a_finished_run_anew(train):
     assert train(*DEBUG, "probe=few_label").code == 0
     both = {"knn", "few_label_1", "few_label_5"}
     assert {r["probe"] for r in json.loads(Path("run/results.json").read_text())} == both
-    ended = train(*DEBUG, "probe=few_label")
-    assert "is finished" in ended.out
+    for asked in ("few_label", "knn", "[knn,few_label]", "[]"):  # all of these have judged it
+        assert "is finished" in train(*DEBUG, f"probe={asked}").out
+    assert "probing     knn" in train(*DEBUG, "probe=knn", "probe.knn.k=3").out
+    assert "probing     knn" in train(*DEBUG, "probe=knn").out  # its results are those of k=3
     assert train(*DEBUG, "probe=few_label", "epochs=5").code == 0  # other weights
     assert {r["probe"] for r in json.loads(Path("run/results.json").read_text())} == both - {"knn"}
 

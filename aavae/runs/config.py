@@ -41,6 +41,11 @@ def _in_blocks(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)  # not as a run writes it
 
 
+def asked_for(probes: dict, among: dict) -> bool:
+    """Whether all `probes` are `among` others, with the same settings."""
+    return all(name in among and among[name] == settings for name, settings in probes.items())
+
+
 def read_config(folder: Path) -> dict:
     """The config of the run in `folder`, empty if it has none.
 

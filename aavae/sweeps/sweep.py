@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from aavae import build
 from aavae.errors import GaveUp, Interrupted, UserError, mark_told
 from aavae.runs import status, sweep
-from aavae.runs.config import read_config
+from aavae.runs.config import asked_for, read_config
 from aavae.runs.identity import identity
 from aavae.runs.sweep import Job
 from aavae.runtime import files, secrets, slurm, threads
@@ -369,8 +369,7 @@ def is_done(folder: Path, config: dict) -> bool:
         judged = (folder / "results.json").exists() or not config["probe"]
         if config["resume"] == "never" or said is None or said["state"] != "done" or not judged:
             return False
-        asked = [
-            (c["epochs"], c["probe"], c["features"], c["trainer"]["max_steps"]) for c in (read_config(folder), config)
-        ]
-        return asked[0] == asked[1]
+        before = read_config(folder)
+        known = [(c["epochs"], c["features"], c["trainer"]["max_steps"]) for c in (before, config)]
+        return known[0] == known[1] and asked_for(config["probe"], before["probe"])
     return False

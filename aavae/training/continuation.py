@@ -22,13 +22,11 @@ from aavae.weights import checkpoint, encoder_file, schema
 class Continuation:
     """Puts `trainer` where a run in `folder` begins; `config` is the run's, and `data` the fingerprint of its images.
 
-    Afterwards `probes` are the settings of the probes in the checkpoint, None without one, and `remembered` is what
-    the loggers had to remember.
+    Afterwards `remembered` is what the loggers had to remember.
     """
 
     def __init__(self, trainer: Trainer, folder: Path, config: dict, data: str | None, reporter: Reporter):
         self.trainer, self.folder, self.config, self.data, self.reporter = trainer, folder, config, data, reporter
-        self.probes: dict | None = None
         self.remembered: dict[str, Any] = {}
         self._source: dict = {}  # the config of the checkpoint
 
@@ -80,7 +78,6 @@ class Continuation:
         self._source = state["config"]
         restart.restore(self.trainer, state, str(path))
         self._take_threads(state.get("threads"))
-        self.probes = state["config"].get("probe")
 
     def _take_threads(self, before: int | None) -> None:
         # Sums have the same bits only with as many threads.

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from aavae.loggers import Beginning, Loggers, name_for
 from aavae.loggers.screen import Reporter, duration, results_tables, shown
 from aavae.probes.guests import Evaluation, Results
 from aavae.runs import status
+from aavae.runs.config import asked_for, read_config
 from aavae.runs.identity import identity
 from aavae.runs.provenance import note, provenance
 from aavae.runs.results import RESULTS, read_results, record
@@ -37,7 +39,7 @@ LATEST = "latest"
 class Run:
     """A run of `trainer` in `folder`, judged by its guests and told to `logger`.
 
-    `config` is the plain, resolved config, which goes into every checkpoint, and `config_yaml` its text; `command` is
+    `config` is the plain, resolved config, which goes into every checkpoint, and `to_yaml` makes its text; `command` is
     what the user types to continue, `typed` what was typed; `chosen` (the options of groups), `name` (of a job, or "")
     and `group` (the sweep) are for dashboards.
     """
@@ -49,7 +51,7 @@ class Run:
         folder: Path,
         *,
         config: dict,
-        config_yaml: str,
+        to_yaml: Callable[[dict], str],
         resume: str,
         command: str,
         typed: str,
@@ -59,11 +61,12 @@ class Run:
     ):
         self.trainer, self.folder = trainer, folder
         self.logger = logger if trainer.processes.leads else Loggers({})
-        self.config, self.config_yaml, self.resume = config, config_yaml, resume
+        self.config, self.to_yaml, self.resume = config, to_yaml, resume
         self.command, self.typed = command, typed
         self.chosen, self.group = chosen, group
         self.name = name or name_for(config["method"], trainer.dataset.name, folder)
         self._stage = "training"
+        self._judged_by: dict = {}  # probes of before, with their settings
         self._flop: float | None = None  # of a training image
         self.reporter = Reporter(quiet=not trainer.processes.leads)
         self.facts: dict[str, Any] = {
@@ -84,6 +87,7 @@ class Run:
         with files.only_one(self.folder) if leads else contextlib.nullcontext(), listening() as signals:
             try:
                 self._start.find(self.resume)
+                self._judged_by = self._probes_before()
                 if (records := self._finished()) is not None:
                     found = f"{shown(self.folder)} is finished ({epochs(self.trainer.epoch)})"
                     self.reporter.say(f"{found}; its results:" if records else f"{found}; no probe was asked for")
@@ -106,11 +110,14 @@ class Run:
             self._say(heart, "running")
             if self.resume == "never":
                 self._start.forget()
-            if not self._keeps_results():
+            judged_by = self.config["probe"]
+            if self._keeps_results():
+                judged_by = self._judged_by | judged_by
+            else:
                 self._start.remove(RESULTS)
             if self.trainer.step < self.trainer.total_steps:  # of fewer epochs
                 self._start.remove(encoder_file.ENCODER)
-            self._write("config.yaml", self.config_yaml)
+            self._write("config.yaml", self.to_yaml(self.config | {"probe": judged_by}))
             if leads:
                 note(self.folder, origin)
                 self._point_to()
@@ -177,9 +184,16 @@ class Run:
             done = (status.read(self.folder) or {}).get("state") == "done"
             encoder_file.read(self.folder / encoder_file.ENCODER)
             same_epoch = {r["epoch"] for r in records} == {self.trainer.epoch} or not (records or asked)
-            if done and same_epoch and self._start.probes == asked:
+            if done and same_epoch and asked_for(asked, self._judged_by):
                 return records
         return None
+
+    def _probes_before(self) -> dict:
+        """The probes, with their settings, that have judged all features now asked for, as far as its folder tells."""
+        with contextlib.suppress(OSError, KeyError, AttributeError, TypeError, ValueError, UserError):
+            before, done = read_config(self.folder), (status.read(self.folder) or {}).get("state") == "done"
+            return dict(before["probe"]) if done and before["features"] == self.config["features"] else {}
+        return {}
 
     def _is_trained(self) -> bool:
         return self.trainer.step >= self.trainer.total_steps and self.trainer.closed

@@ -540,8 +540,10 @@ def test_done_is_what_was_trained_and_judged_as_asked(tmp_path):
     status.write(tmp_path, "done", score=0.5)
     assert is_done(tmp_path, config)
     assert is_done(tmp_path, config | {"trainer": {"max_steps": None, "log_every": 9}})
+    assert is_done(tmp_path, config | {"probe": {}})
+    more = {"knn": {"k": 5}, "linear": {}}
     for other in (
-        {"epochs": 3}, {"probe": {}}, {"probe": {"knn": {"k": 6}}}, {"features": ["h", "mu"]}, {"resume": "never"},
+        {"epochs": 3}, {"probe": more}, {"probe": {"knn": {"k": 6}}}, {"features": ["h", "mu"]}, {"resume": "never"},
         {"trainer": {"max_steps": 5}},
     ):  # fmt: skip
         assert not is_done(tmp_path, config | other), other
