@@ -393,9 +393,19 @@ def test_the_measured_table_and_curve_are_those_of_the_kept_runs():
     ]
     said = " ".join(text.split())
     assert "{} points ahead in linear accuracy and {} in kNN, after 110 epochs {} and {}.".format(*leads) in said
-    constant = {job.config["method"]: job for job in find_jobs(ROOT / "experiments/results/cpu_search/constant")[0]}
-    aavae, ae = (f"{100 * accuracies([constant[m]], 'h')['linear_cached'].mean:.1f}" for m in ("aavae", "ae"))
-    assert f"With `schedule=constant` AAVAE has {aavae} after 24 epochs, and AE {ae}." in said
+    search, linear = ROOT / "experiments/results/cpu_search", {}
+    for schedule in ("constant", "cosine"):
+        for job in find_jobs(search / schedule)[0]:
+            key = schedule, job.config["method"], job.seed
+            linear[key] = f"{100 * accuracies([job], 'h')['linear_cached'].mean:.1f}"
+    both = [linear["constant", "aavae", seed] for seed in (0, 1)]
+    assert f"With `schedule=constant` AAVAE has {both[0]} and {both[1]} after 24 epochs" in said
+    cosine = f"{100 * measured['aavae']['linear_cached'].mean:.1f} and {linear['cosine', 'aavae', 1]}"
+    assert f"(two seeds; with the cosine {cosine}), and AE has {linear['constant', 'ae', 0]}." in said
+    assert f"with `schedule=constant` too: it has {linear['constant', 'simclr', 0]} then." in said
+    knn = {method: measured[method]["knn"].mean for method in ("aavae", "ae", "vae")}
+    ahead, behind = (round(100 * (knn[a] - knn[b])) for a, b in (("vae", "ae"), ("aavae", "vae")))
+    assert f"In kNN the VAE is {ahead} points ahead of AE, and {behind} behind AAVAE." in said
     noise, _, domain, _, gain, slope = asked
     assert f"a gain is at most {float(noise['95 % interval'].split('to')[1]):g} points" in text
     short, _ = find_jobs(ROOT / "experiments/results/cpu_6_epochs/runs")
@@ -415,7 +425,8 @@ def test_the_measured_table_and_curve_are_those_of_the_kept_runs():
 
 def test_the_presets_for_cpus_say_what_the_kept_runs_have():
     def kept(folder: str, method: str, between: str) -> str:
-        [job] = [j for j in find_jobs(ROOT / "experiments/results" / folder)[0] if j.config["method"] == method]
+        jobs, _ = find_jobs(ROOT / "experiments/results" / folder)
+        [job] = [j for j in jobs if (j.config["method"], j.seed) == (method, 0)]
         linear, knn = (f"{100 * accuracies([job], 'h')[probe].mean:.1f}" for probe in ("linear_cached", "knn"))
         return f"{linear}{between}{knn}"
 
@@ -428,8 +439,9 @@ def test_the_presets_for_cpus_say_what_the_kept_runs_have():
     shorter = said("cifar10_cpu")
     assert f"SimCLR has {kept('cpu/runs', 'simclr', ' and ')} in 17 epochs" in shorter
     assert f"epochs=40: AAVAE {kept('cpu_40_epochs/runs', 'aavae', ' and ')}" in shorter
-    constant = {method: kept("cpu_search/constant", method, " and ") for method in ("aavae", "ae")}
-    assert "schedule=constant: AAVAE {aavae} after 24 epochs, AE {ae}".format(**constant) in shorter
+    constant = {method: kept("cpu_search/constant", method, " and ") for method in ("aavae", "ae", "simclr")}
+    said_of = "schedule=constant: AAVAE {aavae} after 24 epochs, AE {ae}, SimCLR {simclr} after 17"
+    assert said_of.format(**constant) in shorter
 
 
 def test_the_scales_of_the_paper_s_runs_are_as_described():
