@@ -147,7 +147,11 @@ class Table1(Artefact):
             plots.progress_axis(axis, against)
         plots.floors(axis, floor_values(groups["aavae"], probe))
         axis.set_ylabel(f"{dataset}, {PROBES[probe]} (%)")
-        axis.legend(frameon=False, ncols=2)
+        if against == "epochs":
+            axis.legend(frameon=False, ncols=2)
+        else:  # beside the curves, which leave no room for so many names
+            beside = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+            axis.legend(frameon=False, ncols=1 if len(groups) <= 12 else 2, **beside)
         return figure
 
 
