@@ -168,10 +168,10 @@ CPU = PAPER._replace(
     equal_work=True,
     tuned="All have AdamW with a learning rate of 0.002. Others were tried for six methods, over 3 epochs (SimCLR: 2) "
     "and with an earlier encoder: 0.002 was within a point of the best, except for AAVAE (2.0 points below 0.004). "
-    "With this encoder, over 6 epochs, it was within 0.1 of the best of three for AAVAE and AE. Nothing was tried for "
-    "the other methods. The rate follows a cosine. A constant one was tried for three methods, as long as here: on "
-    "validation images AAVAE was 1.9 and 1.6 points better (two seeds), SimCLR 1.5 better and AE 0.3 worse (one seed; "
-    "experiments/LOG.md, 2026-11-29 and 2026-11-30).",
+    "With this encoder, over 6 epochs, AAVAE and AE with 0.002 were within 0.1 of the best of three rates. No other "
+    "rates were tried. The rate follows a cosine. A constant one was tried for three methods over 24 epochs (SimCLR: "
+    "17): on validation images AAVAE was 1.9 and 1.6 points better (two seeds), SimCLR 1.4 better and AE 0.3 worse "
+    "(one seed; experiments/LOG.md, 2026-11-29 and 2026-11-30).",
 )
 HOUR = CPU._replace(name="cpu_hour", datasets={"CIFAR-10": ("experiment=cifar10_cpu_hour", *scaled(256))})
 DIGITS = CPU._replace(

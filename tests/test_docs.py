@@ -402,7 +402,8 @@ def test_the_measured_table_and_curve_are_those_of_the_kept_runs():
     assert f"With `schedule=constant` AAVAE has {both[0]} and {both[1]} after 24 epochs" in said
     cosine = f"{100 * measured['aavae']['linear_cached'].mean:.1f} and {linear['cosine', 'aavae', 1]}"
     assert f"(two seeds; with the cosine {cosine}), and AE has {linear['constant', 'ae', 0]}." in said
-    assert f"with `schedule=constant` too: it has {linear['constant', 'simclr', 0]} then." in said
+    pair = f"{linear['constant', 'simclr', 0]} against {linear['constant', 'aavae', 0]}"
+    assert f"with `schedule=constant` too ({pair})." in said
     knn = {method: measured[method]["knn"].mean for method in ("aavae", "ae", "vae")}
     ahead, behind = (round(100 * (knn[a] - knn[b])) for a, b in (("vae", "ae"), ("aavae", "vae")))
     assert f"In kNN the VAE is {ahead} points ahead of AE, and {behind} behind AAVAE." in said
