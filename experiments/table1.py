@@ -85,8 +85,8 @@ class Table1(Artefact):
         first = {NAMES.get(m, m): groups[0] for m, groups in by_method.items()}
         first |= {name: groups[0] for name, groups in controls.items()}
         caption = [
-            "PFLOP and device-hours are of one run on the first dataset; those of training are without evaluation. Hours "
-            "depend on the machine and on what else it did. The untrained encoder is that of AAVAE.",
+            "PFLOP and device-hours are of one run on the first dataset; those of training are without evaluation. "
+            "Hours depend on the machine and on what else it did. The untrained encoder is that of AAVAE.",
             f"{datasets[0]}. " + differences("AAVAE", first, scale.probe),
         ]
         caption.insert(0, scale.tuned)
