@@ -171,9 +171,8 @@ def accuracies(jobs: list[JobReport], feature: str) -> dict[str, Spread]:
 
 
 def tested(job: JobReport) -> list[dict]:
-    """The test accuracies of a job, none unless it is done, or trained to its end and stopped while it was judged."""
-    trained = job.state == "done" or {r["epoch"] for r in job.results} == {job.config.get("epochs")}
-    results = job.results if trained else []
+    """The test accuracies of a job, none unless it is done."""
+    results = job.results if job.state == "done" else []
     return [r for r in results if (r["split"], r["metric"]) == ("test", "accuracy")]
 
 
