@@ -39,7 +39,7 @@ class ProcessLauncher(Launcher):
         for number, overrides in enumerate(job_overrides, start=initial_job_idx):
             config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
             with open_dict(config):
-                config.hydra.job.id = config.hydra.job.num = number
+                config.hydra.job.id, config.hydra.job.num = str(number), number
             HydraConfig.instance().set_config(config)
             folder = Path(str(config.hydra.sweep.dir)).absolute() / str(config.hydra.sweep.subdir)
             jobs.append(
