@@ -309,6 +309,13 @@ def test_a_run_that_cannot_begin_anew_is_what_it_was(train, monkeypatch):
     assert {p.name: p.read_bytes() for p in Path("run").iterdir()} == before
 
 
+def test_a_run_without_steps_begins_anew_too(train):
+    settings = (*DEBUG, "epochs=0", "probe=knn")
+    assert train(*settings).code == 0 and "is finished" in train(*settings).out
+    ended = train(*settings, "resume=never")
+    assert ended.code == 0 and "is finished" not in ended.out and "probing     knn" in ended.out
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(train):
     assert train(*DEBUG, "probe=[]", "epochs=1").code == 0
     good = weights("run")

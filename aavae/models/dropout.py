@@ -54,6 +54,7 @@ class _Shared(nn.Module):
         return twin
 
     def forward(self, x: Tensor) -> Tensor:
+        """What is left of `x` `(N, …)`, where N is a multiple of the images; raises UserError for another N."""
         if not self.training or self.processes.world == 1 or not any(getattr(self, name, 0) for name in RATES):
             return super().forward(x)
         times, left = divmod(len(x), self.rows)  # several views of the images, say, one after the other

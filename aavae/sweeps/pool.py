@@ -94,7 +94,7 @@ class Pool:
         slot = self.free.pop(0)
         try:
             job.folder.mkdir(parents=True, exist_ok=True)
-            finished = _finished(job.folder)
+            finished = finished_run(job.folder)
             if slurm.first():
                 with files.only_one(job.folder):  # another process may be busy with this run
                     if finished is None:
@@ -152,7 +152,8 @@ class Pool:
                     running.process.send_signal(signum)
 
 
-def _finished(folder: Path) -> dict | None:
+def finished_run(folder: Path) -> dict | None:
+    """The status of a run that is done, None for any other."""
     with suppress(UserError):  # what is damaged is written again
         said = status.read(folder)
         return said if said and said["state"] == "done" else None

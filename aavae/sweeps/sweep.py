@@ -8,25 +8,23 @@ import shlex
 import shutil
 import signal
 import sys
-from collections import Counter
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from aavae import build
 from aavae.errors import GaveUp, Interrupted, UserError, mark_told
 from aavae.runs import status, sweep
 from aavae.runs.config import asked_for, read_config
-from aavae.runs.identity import identity
 from aavae.runs.sweep import Job
 from aavae.runtime import files, secrets, slurm, threads
 from aavae.runtime.output import complain
 from aavae.runtime.words import count, folded, wrapped
 from aavae.sweeps import search, slurm_queue
 from aavae.sweeps.grid import Grid
+from aavae.sweeps.refusals import SLURM, refuse_helpers, refuse_twins
 
 MULTIRUN = "multirun.yaml"  # Hydra's
-SLURM = ".SlurmLauncher"  # submitit's
 SHOWN = 10  # impossible jobs that are named one by one
 
 
@@ -106,7 +104,7 @@ class Multirun:
         where = build.folder(given, "hydra.sweep.dir", primary, self.config_dir, self.command.job_name)
         self.folder = folder = Path(where).absolute()
         node = build.hydra_node([*given, f"hydra.sweep.dir={build.quoted(where)}"], self.config_dir, primary)
-        _refuse_helpers(node)
+        refuse_helpers(node)
         self.launcher = str(node.launcher.get("_target_"))
         self.since = status.now() if cfg.resume == "never" else sweep.afresh(folder, self._given())
         plans, speed, self.gpus = preflight(jobs, self.config_dir, primary, folder, self.since)
@@ -118,7 +116,7 @@ class Multirun:
         if where in str(node.sweeper.get("storage")):  # in this folder, which nobody else may use
             self.study = (node.sweeper.study_name, node.sweeper.storage)
         if node.sweep._get_node("subdir")._value() == "${aavae_identity:}":
-            _refuse_twins(plans, grid)
+            refuse_twins(plans, grid)
             own = ([o for o in p.overrides if not o.startswith("hydra")] for p in plans)
             self.jobs = [
                 Job(n, o, folder / p.identity, grid.name(o)) for n, (o, p) in enumerate(zip(own, plans, strict=True))
@@ -144,14 +142,14 @@ class Multirun:
 
     def _unlike(self) -> list[str]:
         """What became of jobs that are not what this launch asked for, though no state says that they failed."""
-        from aavae.sweeps.pool import LOG, last_words
+        from aavae.sweeps.pool import LOG, finished_run, last_words
 
         lines = []
         for folder, (name, config) in self.asked.items():
             state = self.stands(folder, config)
-            if state is None and _done(folder):
-                why = last_words(folder / LOG) or "it was not begun"
-                lines.append(f"{name}: {why}; its run of before is kept")
+            if state is None and finished_run(folder):
+                said = f"; the last line of its log: {words}" if (words := last_words(folder / LOG)) else ""
+                lines.append(f"{name}: it did not begin, and its run of before is kept{said}")
             elif state not in (None, "done"):
                 lines.append(f"{name}: its run has more steps than this launch asks for, and is {state}")
         return lines
@@ -306,59 +304,12 @@ def _score(folder: Path) -> float | None:
     return (status.read(folder) or {}).get("score")
 
 
-def _done(folder: Path) -> bool:
-    with contextlib.suppress(UserError):
-        return (status.read(folder) or {}).get("state") == "done"
-    return False
-
-
 def _tell_submitit(signum: int) -> None:
     # It waits for one signal only, SIGUSR2 unless told otherwise, at which it has the job queued again and exits.
     expected = getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
     waits = "SUBMITIT_EXECUTOR" in os.environ and callable(signal.getsignal(expected))
     if waits and (signum == expected or slurm.returns(signum)):
         signal.raise_signal(expected)
-
-
-def _refuse_helpers(node: DictConfig) -> None:
-    n_jobs, launcher = node.launcher.get("n_jobs"), str(node.launcher.get("_target_"))
-    if "aavae" in launcher and not (n_jobs is None or (isinstance(n_jobs, int) and n_jobs > 0)):
-        raise UserError(f"hydra.launcher.n_jobs must be 1 or more, or null, not {n_jobs}")
-    if launcher.endswith(SLURM):
-        _refuse_slurm(node.launcher.timeout_min, node.launcher.get("signal_delay_s", 0))
-    direction = str(node.sweeper.get("direction", "maximize")).removeprefix("Direction.")
-    if direction != "maximize":
-        raise UserError("a score is maximised: choose hydra/sweeper=search, or add hydra.sweeper.direction=maximize")
-
-
-def _refuse_slurm(minutes: object, delay: object) -> None:
-    if not shutil.which("srun"):
-        raise UserError("there is no Slurm here: srun is not found; hydra/launcher=processes runs jobs on this machine")
-    if isinstance(minutes, int) and isinstance(delay, int) and 60 * minutes <= delay + 60:
-        raise UserError(
-            f"hydra.launcher.timeout_min={minutes} leaves a job no time to train: Slurm tells it to save "
-            f"hydra.launcher.signal_delay_s={delay} seconds before its time is up, or up to a minute earlier; ask for "
-            f"{delay // 60 + 2} minutes or more"
-        )
-
-
-def _refuse_twins(plans: list, grid: Grid) -> None:
-    models: dict = {}
-    for plan in [p for p in plans if not p.has_latent]:
-        first = models.setdefault(identity(plan.config | {"latent_dim": None}), plan)
-        if first.config["latent_dim"] != plan.config["latent_dim"]:
-            raise UserError(
-                f"{grid.name(first.overrides)} and {grid.name(plan.overrides)} would train the same model: "
-                f"{plan.config['method']} has no latent; do not sweep latent_dim with it"
-            )
-    twice = [name for name, count in Counter(p.identity for p in plans).items() if count > 1]
-    if twice:
-        names = [grid.name(p.overrides) for p in plans if p.identity == twice[0]]
-        raise UserError(
-            f"{' and '.join(names[:2])} are one run, in one folder: a folder is not named after what is swept (epochs, "
-            "probes, logging); sweep=lengths judges one run at several lengths, and where the schedule ends with the "
-            "epochs, each length is a sweep of its own (sweep.name=)"
-        )
 
 
 def is_done(folder: Path, config: dict) -> bool:

@@ -196,7 +196,8 @@ class Run:
         return {}
 
     def _is_trained(self) -> bool:
-        return self.trainer.step >= self.trainer.total_steps and self.trainer.closed
+        began = self.resume != "never"  # or what the folder holds is of a run of before, even where there are no steps
+        return began and self.trainer.step >= self.trainer.total_steps and self.trainer.closed
 
     def _keeps_results(self) -> bool:
         # What was found with these very weights by other probes, or by `aavae-evaluate`, still holds.
