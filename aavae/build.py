@@ -19,7 +19,7 @@ from aavae.errors import UserError
 
 __all__ = (
     "architecture", "arguments", "asked", "augmentation", "compose", "continues", "dataset", "folder", "for_completion",
-    "for_hydra", "groups", "has_latent", "hydra_node", "loggers", "loss", "model", "options", "own_features",
+    "for_hydra", "groups", "has_latent", "hydra_node", "images", "loggers", "loss", "model", "options", "own_features",
     "own_folders", "parse", "plain", "probes", "quoted", "start", "to_yaml", "trainer", "unchanged",
 )  # fmt: skip
 
@@ -47,6 +47,14 @@ def dataset(cfg: DictConfig):
     return _component(cfg.dataset)
 
 
+def images(data, device, rehearse: bool = False):
+    """`data`, loaded to `device`. Raises UserError for images that are missing or damaged, and for what a dataset of
+    somebody's own must not return."""
+    from aavae.datasets import sound
+
+    return sound.check(data.load(device, rehearse))
+
+
 def augmentation(cfg: DictConfig, data=None):
     """The augmentation pipeline; `auto` strengths are the dataset's."""
     return _component(cfg.augmentation, data or dataset(cfg))
@@ -60,7 +68,10 @@ def loss(cfg: DictConfig):
     if node.get("kl") == "mc" and node.get("sample") == "mean":
         # It would score a noise that z never saw, and could be made as small as one likes by σ → ∞.
         raise UserError("loss.kl=mc needs loss.sample=reparam; with loss.sample=mean use loss.kl=analytic")
-    return _component({k: v for k, v in node.items() if k not in MODEL_ARGUMENTS})
+    made = _component({k: v for k, v in node.items() if k not in MODEL_ARGUMENTS})
+    if not isinstance(getattr(made, "variational", None), bool):
+        raise UserError(f"{node['_target_']} must say whether z is drawn: variational = True or False")
+    return made
 
 
 def architecture(cfg: DictConfig, data=None) -> dict:
@@ -188,7 +199,10 @@ def probes(cfg: DictConfig, data=None, asked: Container[str] | None = None, own:
         features = node.pop("features", None) or list(cfg.features)
         if unknown := [f for f in features if f not in (*NAMES, *own)]:
             raise UserError(f"features knows {', '.join((*NAMES, *own))}, not {unknown[0]!r}")
-        guest = Guest(name, _component(node), tuple(features))
+        probe = _component(node)
+        if not callable(getattr(probe, "run", None)):
+            raise UserError(f"{node['_target_']} is no probe: it must have a method run(encode, dataset)")
+        guest = Guest(name, probe, tuple(features))
         guests.append(guest if data is None else guest.checked(data, asked is None or name in asked))
     return guests
 
@@ -234,6 +248,7 @@ def trainer(
     """
     import torch
 
+    from aavae.models import sound
     from aavae.runtime.device import make_deterministic, pick_device, pick_precision
     from aavae.training import optimizers, schedules
     from aavae.training.settings import Settings
@@ -266,12 +281,12 @@ def trainer(
         recalibrates=loop["clean_pass"] == "off",
         **looking,
     )
-    return Trainer(
+    made = Trainer(
         net,
         augment,
         data,
         inspector,
-        probes(cfg, data.load(device, rehearse=cfg.dry_run), asked, own_features(net)),
+        probes(cfg, images(data, device, cfg.dry_run), asked, own_features(net)),
         lambda m: optimizers.optimizer(m, **settings),
         lambda steps: schedules.schedule(cfg.schedule.shape, cfg.schedule.warmup_epochs * factor, steps, cfg.epochs),
         Settings(epochs=cfg.epochs, batch_size=cfg.batch_size, seed=cfg.seed, **loop),
@@ -281,3 +296,5 @@ def trainer(
         # The floor that probes compare with is an encoder that nobody has trained.
         untrained=model(cfg, data, fresh=False).encoder if net.start else None,
     )
+    sound.check(net, data.image_size)
+    return made

@@ -56,7 +56,8 @@ class Evaluate(Command):
         )  # a dataset that is named reads data_dir from its own YAML
         dataset = trained.images(elsewhere | chosen["dataset"])
         augmentation = trained.augmentation(dataset, chosen["augmentation"])
-        guests = build.probes(cfg, dataset.load(device), build.asked(self.overrides), build.own_features(trained.model))
+        asked, own = build.asked(self.overrides), build.own_features(trained.model)
+        guests = build.probes(cfg, build.images(dataset, device), asked, own)
         yield Judgement(trained, dataset, augmentation, guests, loggers, device, precision)
 
     def work(self, built, cfg: DictConfig, folder: Path, name: str, group: str | None) -> float | None:

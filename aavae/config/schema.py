@@ -75,6 +75,8 @@ class Schema:
 
     def _hint(self, key: str) -> str:
         group, _, rest = key.partition(".")
+        if rest == "_target_" and group in PLAIN:
+            return f"; {group} chooses among what aavae has, and takes no class of your own"
         if rest and (having := [name for name, node in _options(group) if _has(node, rest)]):
             return f" with what is chosen; {group}={','.join(having)} has it"
         keys = self.keys()

@@ -15,6 +15,7 @@ from torch import Tensor
 from aavae.augmentations.crops import Crops
 from aavae.augmentations.pipeline import Pipeline
 from aavae.augmentations.simclr import SimCLRViews
+from aavae.errors import UserError
 from aavae.runtime.device import send
 
 SPLIT_SEED = 42  # of the released code, whatever the seed of the run (docs/reproduction.md)
@@ -109,7 +110,11 @@ class Dataset(ABC):
 
     @abstractmethod
     def read(self, device: torch.device) -> Mapping[str, Images]:
-        """Read the images; called once, by `load`."""
+        """Read the images; called once, by `load`.
+
+        Returns `pretrain` and `pretrain_val` and, if `num_classes` is not 0, `train`, `val` and `test` with labels from
+        0 to num_classes − 1.
+        """
 
     def present(self) -> bool:
         """Whether the images are here; asked of a dataset with `sizes`."""
@@ -120,6 +125,8 @@ class Dataset(ABC):
 
         To `rehearse`, nothing is downloaded: where images are not here, random ones of their size and number stand in.
         """
+        if "splits" not in vars(self):
+            raise UserError(f"{type(self).__name__}.__init__ must call super().__init__()")
         if not self.splits and rehearse and self.sizes and not self.present():
             from aavae.datasets.rehearsal import rehearsal
 

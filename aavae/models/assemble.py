@@ -28,6 +28,7 @@ def assemble(
         raise UserError(f"latent_dim must be 1 or more, not {latent_dim}")
     try:
         encoder = component(arguments.pop("encoder"), allowed)
+        _refuse_without_width(encoder)
         if start:
             start(encoder)  # now: a teacher is a copy of it
         if "decoder" in arguments or kind is AutoEncoder:
@@ -42,6 +43,17 @@ def assemble(
         raise UserError(f"{kind.__name__} must keep its encoder as self.encoder")
     model.architecture = architecture
     return model
+
+
+def _refuse_without_width(encoder: object) -> None:
+    name, width = type(encoder).__name__, getattr(encoder, "output_dim", None)
+    if not isinstance(encoder, nn.Module):
+        raise UserError(f"the encoder {name} must be a torch.nn.Module")
+    if type(width) is not int or width < 1:
+        raise UserError(
+            f"the encoder {name} must have output_dim, the number of its features, as a whole number, not {width!r}; "
+            "encoder=timm builds the models of timm"
+        )
 
 
 def model_class(target: str | None, allowed: tuple[str, ...] = ARCHITECTURES) -> type[Model]:

@@ -1,6 +1,6 @@
 """Probes judge the representations of a trained model: records, pictures, and the proof that they changed nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +11,14 @@ from aavae.errors import UserError
 from aavae.loggers import Loggers
 from aavae.loggers.screen import Reporter
 from aavae.probes.representations import Representation, Representations
-from aavae.runs.results import name_of, read_results, write_results
+from aavae.runs.results import name_of, read_results, record, write_results
 from aavae.runtime import files
 from aavae.runtime.device import full_float32
+from aavae.runtime.words import described
 from aavae.weights import checkpoint
+
+RECORD = record("", "", "", 0, 0, "").keys()  # what every record says
+PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of such a file
 
 
 class Picture(NamedTuple):
@@ -108,7 +112,7 @@ class Evaluation:
             self.reporter.say(f"probing     {guest.name}")
             for feature in guest.features:
                 if encode := self._available(guest, feature):
-                    found = guest.probe.run(encode, self.dataset)
+                    found = _sound(guest.probe.run(encode, self.dataset), guest.name)
                     own = [self._as_kept(r) for r in found if isinstance(r, dict)]
                     if self.score is None:
                         self.score = next((r["value"] for r in own if _chooses(r)), None)
@@ -161,6 +165,22 @@ def keep_pictures(pictures: Sequence[Picture], folder: Path, logger: Loggers, st
         path = folder / f"{picture.name}.png"
         files.write(path, picture.png)
         logger.picture(picture.name, path, step)
+
+
+def _sound(found: Any, name: str) -> list[dict | Picture]:
+    """What a probe has returned. Raises UserError where that is not records and pictures."""
+    if not isinstance(found, Iterable) or isinstance(found, str | dict | Picture):
+        raise UserError(f"probe {name} must return a list of records and pictures from run, not {described(found)}")
+    found = list(found)
+    for one in found:
+        if isinstance(one, Picture):
+            if not isinstance(one.png, bytes) or not one.png.startswith(PNG) or one.name != Path(one.name).name:
+                raise UserError(f"probe {name} must return a Picture of a file's name and the bytes of a PNG")
+        elif not isinstance(one, dict) or not (one.keys() >= RECORD and isinstance(one["value"], int | float)):
+            raise UserError(
+                f"probe {name} must return records as aavae.probes.record makes them, and pictures, not {one!r:.80}"
+            )
+    return found
 
 
 def _chooses(r: dict) -> bool:

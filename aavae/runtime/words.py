@@ -5,6 +5,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 LATEX = {  # what LaTeX reads as a command, and what pdfLaTeX has no letter for in every font
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -24,6 +25,17 @@ def count(n: float, noun: str, spec: str = ",") -> str:
 def epochs(n: float) -> str:
     """A number of epochs, which may end within one: `0.11 epochs`."""
     return count(round(n, 2), "epoch", ".10g")
+
+
+def described(thing: Any) -> str:
+    """What something is that should be something else: `a list`, `a Tensor of float32 and shape (2, 3)`."""
+    if thing is None:
+        return "None"
+    kind = type(thing).__name__
+    what = f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
+    if hasattr(thing, "dtype") and hasattr(thing, "shape"):
+        what += f" of {str(thing.dtype).removeprefix('torch.')} and shape {tuple(thing.shape)}"
+    return what
 
 
 def shortened(name: str, most: int = 128) -> str:

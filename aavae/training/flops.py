@@ -1,12 +1,9 @@
 """What training computes, in floating-point operations: counted on shapes, without computing anything."""
 
-import copy
-
 import torch
-from torch import nn
 
 from aavae.models import Model
-from aavae.runtime.processes import Processes
+from aavae.models.sound import on_meta
 
 
 def training_flop(model: Model, image_size: int, clean_pass: bool, batch_size: int) -> float | None:
@@ -20,7 +17,7 @@ def training_flop(model: Model, image_size: int, clean_pass: bool, batch_size: i
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    twin = _on_meta(model).train()
+    twin = on_meta(model).train()
     n = max(2, batch_size)  # BatchNorm wants two
     try:
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
@@ -33,15 +30,3 @@ def training_flop(model: Model, image_size: int, clean_pass: bool, batch_size: i
     except (NotImplementedError, RuntimeError):  # of a model of somebody's own
         return None
     return counter.get_total_flops() / n
-
-
-def _on_meta(model: Model) -> Model:
-    """A copy without numbers, and without the other processes."""
-    numbers = [*model.parameters(), *model.buffers()]
-    memo: dict[int, object] = {
-        id(t): nn.Parameter(t.detach().to("meta"), t.requires_grad) if isinstance(t, nn.Parameter) else t.to("meta")
-        for t in numbers
-    }
-    twin = copy.deepcopy(model, memo)
-    twin.processes = Processes()
-    return twin

@@ -49,7 +49,7 @@ class Trained:
     epoch: float
     method: str
     seed: int | None
-    trust: tuple[str, ...]
+    trust: str | Sequence[str]
     config: dict = field(default_factory=dict)
     step: int = 0
     data: str | None = None  # fingerprint of the images
@@ -115,7 +115,7 @@ class Trained:
         return targets.component(node, ("",) if chosen else targets.trusting(self.trust, DATA))
 
 
-def load_trained(path: Path, trust: tuple[str, ...] = (), **unstated: Unpack[Said]) -> Trained:
+def load_trained(path: Path, trust: str | Sequence[str] = (), **unstated: Unpack[Said]) -> Trained:
     """What lies at `path`: a run folder, checkpoint, or `encoder.safetensors`. Raises UserError for none of these.
 
     `unstated` are the `stem`, `image_size` and `dataset` of a checkpoint of the released code that does not say them.
@@ -148,7 +148,7 @@ def load_trained(path: Path, trust: tuple[str, ...] = (), **unstated: Unpack[Sai
     )
 
 
-def _encoder_alone(path: Path, trust: tuple[str, ...]) -> Trained:
+def _encoder_alone(path: Path, trust: str | Sequence[str]) -> Trained:
     encoder, facts = _alone(path, trust)
     return Trained(
         model=encoder,
@@ -168,7 +168,7 @@ def _encoder_alone(path: Path, trust: tuple[str, ...]) -> Trained:
 
 
 def _read(
-    path: Path, trust: tuple[str, ...], needed: Sequence[str] = schema.MODEL, **said: Unpack[Said]
+    path: Path, trust: str | Sequence[str], needed: Sequence[str] = schema.MODEL, **said: Unpack[Said]
 ) -> tuple[Model, dict, Path, str | None]:
     """The model of a run folder or checkpoint, its state, its file, and what to tell the user of how it was found."""
     allowed = targets.trusting(trust)
@@ -202,7 +202,7 @@ def read_state(
     return state
 
 
-def portable(path: Path, trust: tuple[str, ...] = (), **said: Unpack[Said]) -> tuple[dict, str | None]:
+def portable(path: Path, trust: str | Sequence[str] = (), **said: Unpack[Said]) -> tuple[dict, str | None]:
     """The checkpoint of a run folder or file, without what only continuing the run would need, and a note on it.
 
     Raises UserError where there is none, or none that gives a model; `said` is as for `load_model`.
@@ -218,19 +218,19 @@ def load_model(
     stem: str | None = None,
     image_size: int | None = None,
     dataset: str | None = None,
-    trust: tuple[str, ...] = (),
+    trust: str | Sequence[str] = (),
 ) -> Model:
     """The full model of a run folder or checkpoint, ours or the released code's, in eval mode.
 
     `stem`, `image_size` and `dataset` (cifar10, stl10, imagenet) say what a file of the released code leaves open.
-    `trust` names modules or packages of your own that parts of the model may come from. Raises UserError for a path
-    that holds no model or a damaged one, and where what you say is not what the file says; warns where an older
-    checkpoint of a run folder is used because the last one is damaged.
+    `trust` names modules or packages of your own that parts of the model may come from, such as `["flat"]`. Raises
+    UserError for a path that holds no model or a damaged one, and where what you say is not what the file says; warns
+    where an older checkpoint of a run folder is used because the last one is damaged.
     """
     return _warned(path, {"stem": stem, "image_size": image_size, "dataset": dataset}, trust)[0]
 
 
-def _warned(path: str | Path, said: Said, trust: tuple[str, ...]) -> tuple[Model, dict]:
+def _warned(path: str | Path, said: Said, trust: str | Sequence[str]) -> tuple[Model, dict]:
     model, state, file, note = _read(_full(path), trust, **said)
     agree(file, state, **said)
     if note:
@@ -245,7 +245,7 @@ def load_encoder(
     stem: str | None = None,
     image_size: int | None = None,
     dataset: str | None = None,
-    trust: tuple[str, ...] = (),
+    trust: str | Sequence[str] = (),
 ) -> nn.Module:
     """The encoder of a run folder, checkpoint or `encoder.safetensors`, in eval mode.
 
@@ -268,7 +268,7 @@ def load_encoder(
     return make_ready(model.encoder, model.mean, model.std, size, resize)
 
 
-def _alone(path: Path, trust: tuple[str, ...]) -> tuple[nn.Module, dict]:
+def _alone(path: Path, trust: str | Sequence[str]) -> tuple[nn.Module, dict]:
     try:
         return encoder_file.encoder_of(path, targets.trusting(trust))
     except Damaged as error:
