@@ -1,5 +1,6 @@
 """The runs an artefact is made of: trained through sweeps in one folder a scale, and read back from it."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -238,8 +239,9 @@ def _launch(words: list[str]) -> int:
             try:
                 code = process.wait()
                 break
-            except KeyboardInterrupt:  # the sweep was asked to stop too, and saves
-                continue
+            except KeyboardInterrupt as error:
+                # A terminal has asked the sweep too, to which this copy is nothing new; `kill` has not. It saves.
+                process.send_signal(getattr(error, "signum", signal.SIGINT))
     if code > 128 or code < 0:
         raise Interrupted(code - 128 if code > 0 else -code)
     return code

@@ -2,9 +2,13 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -399,3 +403,27 @@ def test_runs_are_trained_once_and_a_dry_run_says_what_is_left(quick_jobs, train
     )
     again = Path("again/lengths.md").read_text()
     assert len(launched) == 1 and again.splitlines()[:-1] == drawn.splitlines()[:-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_command_alone_stops_its_sweep_after_it_has_saved(tmp_path, monkeypatch, signum):
+    monkeypatch.chdir(tmp_path)
+    words = ["scale=smoke", "seed=0", "epochs=500", "trainer.probe_every=0", "trainer.log_every=1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    patience = time.monotonic() + 300
+    command = [sys.executable, "-m", "experiments.lengths", *words]
+    with (
+        Path("said").open("w") as said,
+        subprocess.Popen(command, env=environment, stdout=said, stderr=said) as process,
+    ):
+        try:
+            while not any('loss"' in p.read_text() for p in Path("multirun").rglob("metrics.jsonl")):
+                assert process.poll() is None and time.monotonic() < patience, Path("said").read_text()
+                time.sleep(0.05)
+            process.send_signal(signum)  # as `kill` and `docker stop` do, and no terminal
+            assert process.wait(60) == 128 + signum, Path("said").read_text()
+        finally:
+            process.kill()
+    (folder,) = [p.parent for p in Path("multirun").rglob("last.pt")]
+    assert status.read(folder)["state"] == "interrupted" and "the same command goes on" in Path("said").read_text()
