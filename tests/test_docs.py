@@ -425,6 +425,13 @@ def test_the_measured_table_and_curve_are_those_of_the_kept_runs():
     assert f"AAVAE falls from {of_size('aavae', 128)} to {of_size('aavae', 1024)}" in said
     assert f"SimCLR goes from {of_size('simclr', 128)} to {of_size('simclr', 1024)}" in said
     assert f"(p = {float(slope['p']):.2f})" in said
+    figures = {}
+    for name in ("figure3", "figure4"):
+        with open(ROOT / f"experiments/results/cpu_6_epochs/{name}.csv", newline="") as handle:
+            figures |= {row[0]: float(row[1]) for row in list(csv.reader(handle))[1:] if row[1][:1].isdigit()}
+    small = [accuracy for name, accuracy in figures.items() if re.match(r"β = 0|\([bcd]\)", name)]
+    assert len(small) == 14 and f"is between {min(small)} and {max(small)} for β from 0 to 0.1" in said
+    assert f"With β = 1 it is {figures['β = 1']}" in said
     assert (ROOT / "docs/cifar10_cpu.png").read_bytes() == (kept / "table1.png").read_bytes()
 
 
