@@ -1,6 +1,7 @@
 """`_target_` to object, from allowed modules only."""
 
 import importlib
+import os
 import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,8 +12,8 @@ from torch import nn
 
 from aavae.errors import UserError
 
-AAVAE = str(Path(__file__).parents[1])
-NOT_OWN = (AAVAE, *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), "<")  # folders of code
+INSTALLED = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+NOT_OWN = ("<", *(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], *INSTALLED)))  # beginnings of paths
 ARCHITECTURES = ("aavae.models.encoders.", "aavae.models.decoders.")
 
 
