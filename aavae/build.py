@@ -253,7 +253,6 @@ def trainer(
     from aavae.training import optimizers, schedules
     from aavae.training.settings import Settings
     from aavae.training.trainer import Trainer
-    from aavae.training.validation import Inspector
 
     if cfg.seed < 0:
         raise UserError(f"seed must be 0 or more, not {cfg.seed}")
@@ -268,24 +267,14 @@ def trainer(
     augment = augmentation(cfg, data)
     with device if meta else contextlib.nullcontext():
         net = net or model(cfg, data, fresh)
+    sound.check(net, data.image_size)  # first: images may take minutes to be read
     settings, factor = _scaled(cfg, data)
-    loop = plain(cfg.trainer)
-    looking = {name: loop.pop(name) for name in INSPECTOR_ARGUMENTS}
-    inspector = Inspector(
+    loop = {name: value for name, value in plain(cfg.trainer).items() if name not in INSPECTOR_ARGUMENTS}
+    return Trainer(
         net,
         augment,
         data,
-        seed=cfg.seed,
-        device=device,
-        precision=precision,
-        recalibrates=loop["clean_pass"] == "off",
-        **looking,
-    )
-    made = Trainer(
-        net,
-        augment,
-        data,
-        inspector,
+        _inspector(cfg, net, augment, data, device, precision),
         probes(cfg, images(data, device, cfg.dry_run), asked, own_features(net)),
         lambda m: optimizers.optimizer(m, **settings),
         lambda steps: schedules.schedule(cfg.schedule.shape, cfg.schedule.warmup_epochs * factor, steps, cfg.epochs),
@@ -296,5 +285,19 @@ def trainer(
         # The floor that probes compare with is an encoder that nobody has trained.
         untrained=model(cfg, data, fresh=False).encoder if net.start else None,
     )
-    sound.check(net, data.image_size)
-    return made
+
+
+def _inspector(cfg: DictConfig, net, augment, data, device, precision):
+    from aavae.training.validation import Inspector
+
+    settings = plain(cfg.trainer)
+    return Inspector(
+        net,
+        augment,
+        data,
+        seed=cfg.seed,
+        device=device,
+        precision=precision,
+        recalibrates=settings["clean_pass"] == "off",
+        **{name: settings[name] for name in INSPECTOR_ARGUMENTS},
+    )

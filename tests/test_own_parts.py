@@ -207,6 +207,12 @@ def own(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
+def assert_refused(ended, said: str) -> None:
+    """One sentence, exit code 2, and nothing written."""
+    assert (ended.code, ended.err.count("\n")) == (2, 1) and said in ended.err, ended.err
+    assert not Path("run").exists()
+
+
 IMAGES = "must be a Tensor of uint8 and shape (N, 3, 16, 16), because image_size is 16, not"
 LABELS = "must be a Tensor of int64 and shape (40,), not"
 
@@ -238,8 +244,7 @@ LABELS = "must be a Tensor of int64 and shape (40,), not"
 @pytest.mark.parametrize("dry_run", ["true", "false"])
 def test_what_a_dataset_must_not_return_is_said_before_anything_is_trained(own, train, kind, said, dry_run):
     ended = train(*DEBUG, "encoder=resnet_tiny", own("dataset", f"mine.{kind}"), f"dry_run={dry_run}")
-    assert (ended.code, ended.err.count("\n")) == (2, 1) and said in ended.err, ended.err
-    assert not Path("run").exists()
+    assert_refused(ended, said)
 
 
 @pytest.mark.parametrize("kind", ["Dots", "Darker", "Unlabelled"])
@@ -275,8 +280,7 @@ MAKES = "must make float32 features of shape (B, 8) of B images, because its out
 )
 def test_what_an_encoder_must_not_return_is_said_before_anything_is_trained(own, train, kind, said):
     ended = train(*DEBUG, "dataset=synthetic", own("encoder", f"mine.{kind}"))
-    assert (ended.code, ended.err.count("\n")) == (2, 1) and said in ended.err, ended.err
-    assert not Path("run").exists()
+    assert_refused(ended, said)
 
 
 @pytest.mark.parametrize("kind", ["Encoder", "Counts"])
@@ -312,8 +316,7 @@ def test_a_sweep_finds_an_encoder_that_cannot_work_before_its_first_job(own, tra
 )
 def test_what_a_loss_must_not_return_is_said_before_anything_is_trained(own, train, kind, said):
     ended = train(*DEBUG, "dataset=synthetic", "encoder=resnet_tiny", own("loss", f"mine.{kind}"))
-    assert (ended.code, ended.err.count("\n")) == (2, 1) and said in ended.err, ended.err
-    assert not Path("run").exists()
+    assert_refused(ended, said)
 
 
 def test_a_loss_needs_no_class_of_aavae(own, train):
@@ -385,8 +388,7 @@ def test_a_module_that_cannot_be_imported_says_where_and_why(own, train, target,
         Path(target.split(".")[0]).with_suffix(".py").write_text(source)
     ended = train(*DEBUG, "dataset=synthetic", own("encoder", target))
     said = f"{target.split('.')[0]} cannot be imported: {said}" if source else said
-    assert (ended.code, ended.err.count("\n")) == (2, 1) and said in ended.err, ended.err
-    assert not Path("run").exists()
+    assert_refused(ended, said)
 
 
 @pytest.mark.parametrize("group, base", [("schedule", "constant"), ("optimizer", "adam")])

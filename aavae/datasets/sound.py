@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,9 +35,8 @@ def check(dataset: Dataset) -> Dataset:
 
 
 def _check_facts(dataset: Dataset, kind: str) -> None:
-    facts: dict[str, Any] = {fact: getattr(dataset, fact, None) for fact in ("num_classes", "image_size")}
     for fact, least in (("num_classes", 0), ("image_size", 1)):
-        value = facts[fact]
+        value = getattr(dataset, fact, None)
         if not isinstance(value, int) or value < least:
             raise UserError(f"{kind}.{fact} must be a whole number of {least} or more, not {value!r}")
     if not isinstance(getattr(dataset, "name", None), str):

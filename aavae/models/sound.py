@@ -85,7 +85,7 @@ def _check_step(model: Model, size: int) -> None:
             raise UserError(f"{whose} must return a dict of scalars, loss among them, not {found}")
         for name, value in terms.items():
             if not isinstance(value, Tensor) or value.numel() != 1:
-                raise UserError(f"{whose} must return scalar tensors, such as means over the batch; its {name} is "
-                                f"{described(value)}")  # fmt: skip
+                found = f"its {name} is {described(value)}"
+                raise UserError(f"{whose} must return scalar tensors, such as means over the batch; {found}")
         if not terms["loss"].requires_grad:
             raise UserError(f"{whose} returns a loss without a gradient; do not detach it from the model's output")
