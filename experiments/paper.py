@@ -172,16 +172,16 @@ CPU = PAPER._replace(
     ),
     similar="CIFAR-10",
     equal_work=True,
-    tuned=f"{CPU_RATES} The rate is constant after half an epoch of warm-up. On validation images this was better "
-    "than a cosine by 1.9 points for AAVAE (1.6 with another seed), 1.3 for AAVAE without noise, 1.1 for AAAE with the "
-    "clean target and 1.4 for SimCLR. For AE, DAE, VAE (β = 1) and AAAE with the view as target the difference was "
-    "between -0.3 and 0.4 (one seed; experiments/LOG.md, 2026-11-29 to 2026-12-01).",
+    tuned=f"{CPU_RATES} The preset's rate is constant after half an epoch of warm-up. Over 24 epochs this was on "
+    "validation images better than a cosine by 1.9 points for AAVAE (1.6 with another seed), 1.3 for AAVAE without "
+    "noise, 1.1 for AAAE with the clean target and 1.4 for SimCLR. For AE, DAE, VAE (β = 1) and AAAE with the view as "
+    "target the difference was between -0.3 and 0.4 (one seed; experiments/LOG.md, 2026-11-29 to 2026-12-01).",
 )
 HOUR = CPU._replace(
     name="cpu_hour",
     datasets={"CIFAR-10": ("experiment=cifar10_cpu_hour", *scaled(256))},
-    tuned=f"{CPU_RATES} The rate follows a cosine. A constant one was tried for AAVAE, up to epoch 49, and was not "
-    "better (experiments/LOG.md, 2026-11-29 and 2026-11-30).",
+    tuned=f"{CPU_RATES} The preset's rate follows a cosine. A constant one was tried for AAVAE, up to epoch 49, and "
+    "was not better (experiments/LOG.md, 2026-11-29 and 2026-11-30).",
 )
 DIGITS = CPU._replace(
     name="digits",

@@ -80,25 +80,24 @@ class Table1(Artefact):
             for name, (last, fixed) in self._controls(runs).items()
         }
         rows += [row(name, groups, {}) for name, groups in (controls | betas).items()]
-        rows += [row(name, by_method["aavae"], {}, feature) for feature, name in FLOORS.items()]
+        floors = {f: name for f, name in FLOORS.items() if by_method["aavae"][0].accuracy(scale.probe, f)}
+        rows += [row(name, by_method["aavae"], {}, feature) for feature, name in floors.items()]
         rows += [row(f"{name}, quoted by the paper", [], printed) for name, printed in QUOTED.items()]
         first = {NAMES.get(m, m): groups[0] for m, groups in by_method.items()}
         first |= {name: groups[0] for name, groups in controls.items()}
-        caption = [
+        caption = []
+        if tried:
+            by = f"was chosen by the mean score on validation images: {_betas(chosen)}."
+            caption.append(f"β of the VAE {by if ready else 'is not chosen yet: runs are missing.'}")
+        if scale.equal_work:
+            caption.append("Each method computes what AAVAE computes in its epochs, to the nearest epoch.")
+        untrained = " The untrained encoder is that of AAVAE." if "h_untrained" in floors else ""
+        caption += [
+            scale.tuned,
             "PFLOP and device-hours are of one run on the first dataset; those of training are without evaluation. "
-            "Hours depend on the machine and on what else it did. The untrained encoder is that of AAVAE.",
+            f"Hours depend on the machine and on what else it did.{untrained}",
             f"{datasets[0]}. " + differences("AAVAE", first, scale.probe),
         ]
-        caption.insert(0, scale.tuned)
-        if scale.equal_work:
-            caption.insert(0, "Each method computes what AAVAE computes in its epochs, to the nearest epoch.")
-        if tried:
-            caption.insert(
-                0,
-                f"β of the VAE was chosen by the mean score on validation images: {_betas(chosen)}."
-                if ready
-                else "β of the VAE is not chosen yet: runs are missing.",
-            )
         if datasets != list(PUBLISHED):
             caption.append("The printed numbers are of ResNet-50 after 3200 epochs, with other data than these runs'.")
         every = [group for groups in (*by_method.values(), *controls.values(), *betas.values()) for group in groups]
