@@ -27,7 +27,11 @@ NEEDED = (
 def on_config(config):
     """The pages of results beside those of the paper, and the reference as the last tab."""
     shown = next(tab["Results"] for tab in config.nav if "Results" in tab)
-    shown[1:1] = [path.relative_to(ROOT).as_posix() for path in results() if path.suffix == ".md"]
+    kept: dict[str, list[str]] = {}
+    for path in results():
+        if path.suffix == ".md":
+            kept.setdefault(path.parent.name, []).append(path.relative_to(ROOT).as_posix())
+    shown[1:1] = [{f"Measured: {folder}": pages} for folder, pages in kept.items()]
     first, *others = sorted(reference(), key=lambda path: not path.endswith("/index.md"))
     config.nav.append({"Reference": [first, *({Path(path).stem: path} for path in others)]})
     return config

@@ -1,7 +1,6 @@
 """The documents, played from top to bottom as a reader would, and the notebooks; what they claim is looked up."""
 
 import contextlib
-import csv
 import json
 import re
 import shlex
@@ -22,8 +21,6 @@ from aavae.convert import KINDS
 from aavae.datasets.folder import ImageNet
 from aavae.embed import OPTIONS
 from aavae.errors import UserError
-from aavae.reports.jobs import find_jobs
-from aavae.reports.means import accuracies
 from aavae.reports.shelf import FACTS
 from aavae.sweeps.grid import Grid
 from aavae.training import health
@@ -364,95 +361,6 @@ def test_the_datasets_are_as_described(tmp_path):
         if name in ("digits", "synthetic"):
             told = [int(n.replace(",", "")) for cell in sizes[name][:2] for n in re.findall(r"\d[\d,]*", cell)]
             assert told == [len(data[s]) for s in ("pretrain", "pretrain_val", "train", "val", "test")], name
-
-
-def test_the_measured_table_and_curve_are_those_of_the_kept_runs():
-    kept = ROOT / "experiments/results/cpu"
-    jobs, problems = find_jobs(kept / "runs")
-    assert jobs and not problems
-    hours, _ = find_jobs(ROOT / "experiments/results/cpu_hour/runs")
-    measured = {f"{job.config['method']}, 110 epochs": accuracies([job], "h") for job in hours}
-    measured |= {str(job.config["method"]): accuracies([job], "h") for job in jobs}
-    measured |= {name: accuracies(jobs[:1], name) for name in ("pixels", "h_untrained")}
-    called = {"raw pixels": "pixels", "untrained encoder": "h_untrained"}
-    text = (ROOT / "README.md").read_text().split("## What two CPU cores show")[1].split("\n## ")[0]
-    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if line[:2] == "| "]
-    with open(ROOT / "experiments/results/cpu_6_epochs/questions.csv", newline="") as handle:
-        asked = [row for row in csv.DictReader(handle) if int(row["seeds"])]
-    differences = [[row["difference"], row["points"], row["95 % interval"], row["seeds"]] for row in asked]
-    assert rows[1 + len(measured) + 1 :] == differences
-    for name, *shown in rows[1 : 1 + len(measured)]:
-        typed = re.search(r"`(\w+)`", name)
-        values = measured[typed[1] if typed else called.get(name, name.lower())]
-        probes = ("linear_cached", "knn", "few_label_1", "few_label_5")
-        assert shown == [f"{100 * values[probe].mean:.1f}" for probe in probes], name
-    leads = [
-        round(100 * (measured[f"aavae{long}"][probe].mean - measured[f"ae{long}"][probe].mean))
-        for long in ("", ", 110 epochs")
-        for probe in ("linear_cached", "knn")
-    ]
-    said = " ".join(text.split())
-    assert "{} points ahead in linear accuracy and {} in kNN, after 110 epochs {} and {}.".format(*leads) in said
-    search, linear = ROOT / "experiments/results/cpu_search", {}
-    for schedule in ("constant", "cosine"):
-        for job in find_jobs(search / schedule)[0]:
-            key = schedule, job.config["method"], job.seed
-            linear[key] = f"{100 * accuracies([job], 'h')['linear_cached'].mean:.1f}"
-    assert f"With a cosine over 24 epochs AAVAE has {linear['cosine', 'aavae', 0]} (a second seed: " in said
-    second = f"{linear['cosine', 'aavae', 1]}, and {linear['constant', 'aavae', 1]} with the constant rate"
-    assert f"{second}), SimCLR {linear['cosine', 'simclr', 0]} and AE {linear['cosine', 'ae', 0]}." in said
-    knn = {method: 100 * measured[method]["knn"].mean for method in ("aavae", "ae", "vae", "aaae")}
-    ahead, behind, left = (round(knn[a] - knn[b]) for a, b in (("vae", "ae"), ("aavae", "vae"), ("aaae", "ae")))
-    assert f"In kNN the VAE is {ahead} points ahead of AE, and {behind} behind AAVAE." in said
-    assert f"{left} points are left in kNN" in said
-    lead = 100 * (measured["simclr"]["linear_cached"].mean - measured["aavae"]["linear_cached"].mean)
-    assert f"**SimCLR** is {lead:.0f} points ahead of AAVAE" in said
-    noise, _, domain, _, gain, slope = asked
-    assert f"a gain is at most {float(noise['95 % interval'].split('to')[1]):g} points" in text
-    short, _ = find_jobs(ROOT / "experiments/results/cpu_6_epochs/runs")
-
-    # The others are of Figures 3 and 4.
-    usual = {"latent_dim": 128, "loss.beta": 0.0, "loss.log_scale": 0.0, "decoder.channels": [128, 64, 32]}
-
-    def of_size(method: str, size: int) -> str:
-        jobs = [j for j in short if (j.config["method"], j.config["batch_size"]) == (method, size)]
-        jobs = [j for j in jobs if all(j.config.get(key, value) == value for key, value in usual.items())]
-        assert sorted(j.seed for j in jobs) == [0, 1, 2]
-        return f"{100 * accuracies(jobs, 'h')['linear_cached'].mean:.1f}"
-
-    assert f"{gain['points'][1:]} points better than no noise (AE; p = {gain['p, Holm']}, corrected" in said
-    assert f"{domain['points'][1:]} points better than noise and dropped pixels (DAE; p = {domain['p, Holm']}," in said
-    assert f"AAVAE falls from {of_size('aavae', 128)} to {of_size('aavae', 1024)}" in said
-    assert f"SimCLR goes from {of_size('simclr', 128)} to {of_size('simclr', 1024)}" in said
-    assert f"(p = {float(slope['p']):.2f})" in said
-    figures = {}
-    for name in ("figure3", "figure4"):
-        with open(ROOT / f"experiments/results/cpu_6_epochs/{name}.csv", newline="") as handle:
-            figures |= {row[0]: float(row[1]) for row in list(csv.reader(handle))[1:] if row[1][:1].isdigit()}
-    small = [accuracy for name, accuracy in figures.items() if re.match(r"β = 0|\([bcd]\)", name)]
-    assert len(small) == 14 and f"is between {min(small)} and {max(small)} for β from 0 to 0.1" in said
-    assert f"With β = 1 it is {figures['β = 1']}" in said
-    assert (ROOT / "docs/cifar10_cpu.png").read_bytes() == (kept / "table1.png").read_bytes()
-
-
-def test_the_presets_for_cpus_say_what_the_kept_runs_have():
-    def kept(folder: str, method: str, between: str) -> str:
-        jobs, _ = find_jobs(ROOT / "experiments/results" / folder)
-        [job] = [j for j in jobs if (j.config["method"], j.seed) == (method, 0)]
-        linear, knn = (f"{100 * accuracies([job], 'h')[probe].mean:.1f}" for probe in ("linear_cached", "knn"))
-        return f"{linear}{between}{knn}"
-
-    def said(name: str) -> str:
-        return (ROOT / f"conf/experiment/{name}.yaml").read_text().split("defaults:")[0]
-
-    for name, folder in (("cifar10_cpu", "cpu"), ("cifar10_cpu_hour", "cpu_hour")):
-        assert f"AAVAE {kept(f'{folder}/runs', 'aavae', ' % linear, ')} % kNN" in said(name)
-        assert f"AE {kept(f'{folder}/runs', 'ae', ' and ')}" in said(name)
-    shorter = said("cifar10_cpu")
-    assert f"SimCLR has {kept('cpu/runs', 'simclr', ' and ')} in 17 epochs" in shorter
-    assert f"epochs=40 schedule=cosine: AAVAE {kept('cpu_40_epochs/runs', 'aavae', ' and ')}" in shorter
-    cosine = {method: kept(f"cpu_search/cosine/{method}", method, " and ") for method in ("aavae", "ae", "simclr")}
-    assert "schedule=cosine: AAVAE {aavae}, AE {ae}, SimCLR {simclr}.".format(**cosine) in shorter
 
 
 def test_the_scales_of_the_paper_s_runs_are_as_described():
