@@ -109,6 +109,20 @@ def test_the_table_of_three_seeds_is_measured():
     assert p["vae"] == p["simclr"]
 
 
+def test_the_authors_evaluation_is_measured():
+    found = {}
+    for name, shown in table("cifar10_cpu", "accuracy, seed 0").items():
+        [job] = kept("cpu_search/authors_linear", name.lower())
+        own = {(r["probe"], r["split"]): 100 * r["value"] for r in job.results if r["metric"] == "accuracy"}
+        found[name] = [own[probe, split] for split in ("test", "val") for probe in ("linear", "linear_cached")]
+        assert shown == [f"{value:.1f}" for value in found[name]], name
+    lead = np.subtract(found["AAVAE"], found["AE"])
+    said = prose("docs/cifar10_cpu.md")
+    assert "is {:.1f} points ahead of AE on the test images and {:.1f} on the validation".format(*lead[::2]) in said
+    assert "images, with the cached one {:.1f} and {:.1f}.".format(*lead[1::2]) in said
+    assert max(abs(a - b) for one in found.values() for a, b in (one[:2], one[2:])) < 1.5
+
+
 def test_the_table_of_the_readme_is_measured():
     rows = table("../README", "features | linear, 24 epochs")
     assert len(rows) == 8 + len(FLOORS)
