@@ -48,6 +48,7 @@ def test_a_shorter_launch_leaves_alone_what_was_trained_further(sweep, train, la
         assert "3 jobs, 3 of them done" in ended.out
 
 
+@pytest.mark.slow
 def test_a_run_that_stands_further_and_is_not_done_is_left_to_the_longer_launch(sweep, train):
     assert sweep("epochs=1", RATES).code == 0 and sweep("epochs=2", RATES).code == 0
     names = list(jobs())
@@ -102,6 +103,7 @@ def test_a_job_that_is_refused_leaves_its_finished_run_done_and_is_told(sweep, l
 # ---- Beginning anew -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_was_to_begin_anew_does_so_when_it_is_gone_on_with(sweep, train):
     assert sweep("epochs=1", RATES).code == 0
     record = Path("multirun/halving/sweep.json")
@@ -125,6 +127,7 @@ def test_what_was_to_begin_anew_does_so_when_it_is_gone_on_with(sweep, train):
     assert "3 jobs, 3 of them done" in train("sweep.resume=multirun/halving").out
 
 
+@pytest.mark.slow
 def test_resume_never_begins_all_anew_and_remembers_it(sweep):
     assert sweep("epochs=1", "schedule=cosine", RATES).code == 0
     before = jobs()
