@@ -80,8 +80,8 @@ class Table1(Artefact):
             for name, (last, fixed) in self._controls(runs).items()
         }
         rows += [row(name, groups, {}) for name, groups in (controls | betas).items()]
-        floors = {f: name for f, name in FLOORS.items() if by_method["aavae"][0].accuracy(scale.probe, f)}
-        rows += [row(name, by_method["aavae"], {}, feature) for feature, name in floors.items()]
+        floors = floor_values(by_method["aavae"][0], scale.probe)
+        rows += [row(name, by_method["aavae"], {}, feature) for feature, name in FLOORS.items() if name in floors]
         rows += [row(f"{name}, quoted by the paper", [], printed) for name, printed in QUOTED.items()]
         first = {NAMES.get(m, m): groups[0] for m, groups in by_method.items()}
         first |= {name: groups[0] for name, groups in controls.items()}
@@ -91,7 +91,7 @@ class Table1(Artefact):
             caption.append(f"β of the VAE {by if ready else 'is not chosen yet: runs are missing.'}")
         if scale.equal_work:
             caption.append("Each method computes what AAVAE computes in its epochs, to the nearest epoch.")
-        untrained = " The untrained encoder is that of AAVAE." if "h_untrained" in floors else ""
+        untrained = " The untrained encoder is that of AAVAE." if FLOORS["h_untrained"] in floors else ""
         caption += [
             scale.tuned,
             "PFLOP and device-hours are of one run on the first dataset; those of training are without evaluation. "
