@@ -29,7 +29,7 @@ def read(folder: Path) -> dict:
     try:
         sweep = files.parsed((folder / SWEEP).read_text(encoding="utf-8"))
         [*_] = (launch["overrides"] for launch in sweep["launches"])
-        [*_] = (job["folder"] for job in sweep["jobs"])
+        [*_] = (job["folder"] + job["name"] for job in sweep["jobs"])
         return sweep
     except FileNotFoundError as error:
         raise UserError(f"{folder} is not the folder of a sweep: it has no {SWEEP}") from error
@@ -37,6 +37,12 @@ def read(folder: Path) -> dict:
         raise UserError(
             f"{folder / SWEEP} is damaged ({error}); delete it, and the command of the sweep writes another"
         ) from error
+
+
+def names(folder: Path) -> dict[Path, str]:
+    """The name of each job of the sweep in `folder`, by the folder of its run; none where nothing was launched yet."""
+    known = read(folder)["jobs"] if (folder / SWEEP).exists() else []
+    return {folder / job["folder"]: job["name"] for job in known}
 
 
 def afresh(folder: Path, overrides: list[str]) -> str | None:

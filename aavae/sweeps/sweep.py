@@ -41,6 +41,7 @@ class Multirun:
         self.jobs: list[Job] = []  # as far as is known before they are launched
         self.asked: dict[Path, tuple[str, dict]] = {}  # names and configs of the jobs that are known, by their folder
         self.steps: dict[Path, int] = {}  # of these jobs
+        self.names: dict[Path, str] = {}  # of the jobs of launches before
         self.since: str | None = None  # runs that began before are to begin anew
         self.gpus = 0
         self.launcher = ""  # its class; `check` finds it
@@ -106,6 +107,7 @@ class Multirun:
         node = build.hydra_node([*given, f"hydra.sweep.dir={build.quoted(where)}"], self.config_dir, primary)
         refuse_helpers(node)
         self.launcher = str(node.launcher.get("_target_"))
+        self.names = sweep.names(folder)
         self.since = status.now() if cfg.resume == "never" else sweep.afresh(folder, self._given())
         plans, speed, self.gpus = preflight(jobs, self.config_dir, primary, folder, self.since)
         impossible = [f"{grid.name(p.overrides)}: {p.error}" for p in plans if p.error]
@@ -119,7 +121,8 @@ class Multirun:
             refuse_twins(plans, grid)
             own = ([o for o in p.overrides if not o.startswith("hydra")] for p in plans)
             self.jobs = [
-                Job(n, o, folder / p.identity, grid.name(o)) for n, (o, p) in enumerate(zip(own, plans, strict=True))
+                Job(n, o, folder / p.identity, self.name_of(o, folder / p.identity))
+                for n, (o, p) in enumerate(zip(own, plans, strict=True))
             ]
             self.asked = {job.folder: (job.name, p.config) for job, p in zip(self.jobs, plans, strict=True)}
         self.steps = {folder / p.identity: p.steps for p in plans}
@@ -154,9 +157,10 @@ class Multirun:
                 lines.append(f"{name}: its run has more steps than this launch asks for, and is {state}")
         return lines
 
-    def name_of(self, overrides: list[str]) -> str:
-        """What tells a job from the others."""
-        return self.grid.name(overrides)
+    def name_of(self, overrides: list[str], folder: Path) -> str:
+        """What tells a job from the others: by this launch, or by one before if that swept more keys."""
+        names = self.names.get(folder, ""), self.grid.name(overrides)
+        return max(reversed(names), key=lambda name: name.count("="))
 
     def _say(self, folder: Path, plans: list, stands: list[str | None], speed: float, complete: bool) -> None:
         from aavae.loggers.screen import duration, shown
@@ -225,7 +229,7 @@ class Multirun:
         if self.stands(folder, config):
             return _score(folder)
         pool = Pool(self._child, [{}], lambda states: None)
-        outcome = pool.run([Job(number, overrides, folder, self.name_of(overrides))])[number]
+        outcome = pool.run([Job(number, overrides, folder, self.name_of(overrides, folder))])[number]
         if pool.stopped is not None:
             _tell_submitit(pool.stopped)
             raise Interrupted(pool.stopped)

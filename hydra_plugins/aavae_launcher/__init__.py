@@ -42,9 +42,8 @@ class ProcessLauncher(Launcher):
                 config.hydra.job.id, config.hydra.job.num = str(number), number
             HydraConfig.instance().set_config(config)
             folder = Path(str(config.hydra.sweep.dir)).absolute() / str(config.hydra.sweep.subdir)
-            jobs.append(
-                Job(number, list(filter_overrides(overrides)), folder, self.task.sweep.name_of(list(overrides)))
-            )
+            name = self.task.sweep.name_of(list(overrides), folder)
+            jobs.append(Job(number, list(filter_overrides(overrides)), folder, name))
             configs.append(build.plain(config))
             returns.append(JobReturn(overrides=overrides, cfg=config, hydra_cfg=config, working_dir=str(folder)))
         Singleton.set_state(state)

@@ -18,7 +18,7 @@ SMALL = (
     "sweep.name=halving",
     "seed=0",
 )
-RATES, BETTER = "optimizer.lr=0.1,0.01,0.001", "optimizer.lr=0.01,0.001"
+RATES, BETTER = "optimizer.lr=0.1,0.01", "optimizer.lr=0.01"
 
 
 @pytest.fixture
@@ -39,13 +39,13 @@ def test_a_shorter_launch_leaves_alone_what_was_trained_further(sweep, train, la
     steps = {name: said["step"] for name, said in jobs().items()}
     assert sweep("epochs=2", BETTER).code == 0
     after = jobs()
-    assert [said["step"] for said in after.values()] == [steps[first := "optimizer.lr=0.1"], *[2 * steps[first]] * 2]
+    assert {name: said["step"] for name, said in after.items()} == steps | {BETTER: 2 * steps[BETTER]}
     how = f"hydra/launcher={launcher}"
     for again in (lambda: sweep("epochs=1", RATES, how), lambda: train("sweep.resume=multirun/halving", how)):
         ended = again()
         assert ended.code == 0, ended.out + ended.err
         assert jobs() == after
-        assert "3 jobs, 3 of them done" in ended.out
+        assert "2 jobs, 2 of them done" in ended.out
 
 
 @pytest.mark.slow
@@ -58,9 +58,9 @@ def test_a_run_that_stands_further_and_is_not_done_is_left_to_the_longer_launch(
     ended = sweep("epochs=1", RATES)
     assert jobs()[names[0]]["state"] == "interrupted" and "past the" not in ended.out + ended.err
     assert ended.code == 1 and f"{names[0]}: its run has more steps than this launch asks for" in ended.err
-    assert "3 jobs, 2 of them done, 1 of them trained further than this" in ended.out
+    assert "2 jobs, 1 of them done, 1 of them trained further than this" in ended.out
     assert train("sweep.resume=multirun/halving").code == 0
-    assert [said["state"] for said in jobs().values()] == ["done", "done", "done"]
+    assert [said["state"] for said in jobs().values()] == ["done", "done"]
 
 
 def test_another_length_of_a_decaying_schedule_is_refused_before_anything_is_begun(sweep):
@@ -69,14 +69,14 @@ def test_another_length_of_a_decaying_schedule_is_refused_before_anything_is_beg
     before = jobs()
     for epochs in (2, 3):
         ended = sweep(f"epochs={epochs}", *settings)
-        assert ended.code == 2 and "3 of 3 jobs are impossible" in ended.err
+        assert ended.code == 2 and "2 of 2 jobs are impossible" in ended.err
         assert "was trained towards epochs=1 with a cosine schedule" in ended.err
         assert jobs() == before
     assert len(json.loads(Path("multirun/halving/sweep.json").read_text())["launches"]) == 1
 
 
 def test_a_damaged_status_lets_no_other_length_begin(sweep):
-    settings = ("schedule=cosine", "optimizer.lr=0.1,0.01")
+    settings = ("schedule=cosine", RATES)
     assert sweep("epochs=1", *settings).code == 0
     folders = [Path("multirun/halving", job["folder"]) for job in sweeps.read(Path("multirun/halving"))["jobs"]]
     (folders[0] / "status.json").write_text('{"state"')
@@ -118,13 +118,13 @@ def test_what_was_to_begin_anew_does_so_when_it_is_gone_on_with(sweep, train):
     while datetime.now().astimezone() < later:
         time.sleep(0.1)
     ended = train("sweep.resume=multirun/halving")
-    assert ended.code == 0 and "3 jobs, 1 of them done" in ended.out
+    assert ended.code == 0 and "2 jobs, 1 of them done" in ended.out
     after = [status.read(folder) for folder in folders]
     assert after[0] == before[0] and all(
         x["started"] > y["started"] for x, y in zip(after[1:], before[1:], strict=True)
     )
-    assert [len(json.loads((folder / "provenance.json").read_text())) for folder in folders] == [1, 1, 1]
-    assert "3 jobs, 3 of them done" in train("sweep.resume=multirun/halving").out
+    assert [len(json.loads((folder / "provenance.json").read_text())) for folder in folders] == [1, 1]
+    assert "2 jobs, 2 of them done" in train("sweep.resume=multirun/halving").out
 
 
 @pytest.mark.slow
@@ -136,4 +136,4 @@ def test_resume_never_begins_all_anew_and_remembers_it(sweep):
     assert [said["step"] for said in after.values()] == [2 * said["step"] for said in before.values()]
     launch = sweeps.read(Path("multirun/halving"))["launches"][-1]
     assert all(launch["afresh"] <= said["started"] for said in after.values())
-    assert "3 jobs, 3 of them done" in sweep("epochs=2", "schedule=cosine", RATES).out
+    assert "2 jobs, 2 of them done" in sweep("epochs=2", "schedule=cosine", RATES).out
