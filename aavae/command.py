@@ -123,14 +123,15 @@ class Command:
             raise UserError(f"a sweep is launched once, and not by each of {slurm.tasks()} tasks; use srun --ntasks=1")
         if asked.multirun:
             return self.multirun(overrides, config_dir)
-        cfg = build.compose(overrides, config_dir, self.primary)
-        secrets.learn(build.plain(cfg))
-        words = [*self.searched(config_dir), *build.for_hydra(overrides, config_dir, self.primary)]
-        if asked.info:
-            return self.launch(Task(self), ["--info", asked.info, *words])
-        if asked.cfg:
-            return self.show(asked, cfg, words)
-        self.folder = folder = build.folder(overrides, "hydra.run.dir", self.primary, config_dir, self.job_name)
+        with build.unchanged():  # the files of --config-dir are read once, not for each step below
+            cfg = build.compose(overrides, config_dir, self.primary)
+            secrets.learn(build.plain(cfg))
+            words = [*self.searched(config_dir), *build.for_hydra(overrides, config_dir, self.primary)]
+            if asked.info:
+                return self.launch(Task(self), ["--info", asked.info, *words])
+            if asked.cfg:
+                return self.show(asked, cfg, words)
+            self.folder = folder = build.folder(overrides, "hydra.run.dir", self.primary, config_dir, self.job_name)
         self.check(cfg)
         # Built before Hydra creates a folder, so that bad input leaves nothing behind.
         with self.prepare(cfg) as built:
