@@ -39,10 +39,10 @@ def signals_as_before():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_composing():
-    """Composing takes half of a small run."""
+def quick_beginning():
+    """What is composed and counted before it trains takes more than half of a small run."""
     with pytest.MonkeyPatch.context() as patch:
-        forked.compose_quickly(patch.setattr)
+        forked.begin_quickly(patch.setattr)
         yield
 
 

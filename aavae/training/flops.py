@@ -15,15 +15,18 @@ def training_flop(model: Model, image_size: int, clean_pass: bool, batch_size: i
     `torch.utils.flop_counter`; the optimizer and what works on single numbers is not. None if `model` computes
     something that has no shape-only version in torch.
     """
+    return _count(on_meta(model).train(), image_size, clean_pass, max(2, batch_size))  # BatchNorm wants two
+
+
+def _count(twin: Model, image_size: int, clean_pass: bool, n: int) -> float | None:
+    """As `training_flop`, for a copy that is without numbers and in training mode."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    twin = on_meta(model).train()
-    n = max(2, batch_size)  # BatchNorm wants two
     try:
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
             x = torch.empty(n, 3, image_size, image_size)
-            noise = torch.empty(n, model.noise_dim) if model.noise_dim else None
-            twin.learn(x.expand(model.n_views, *x.shape), x, noise)[1]["loss"].backward()
+            noise = torch.empty(n, twin.noise_dim) if twin.noise_dim else None
+            twin.learn(x.expand(twin.n_views, *x.shape), x, noise)[1]["loss"].backward()
             if clean_pass:
                 with torch.no_grad():
                     twin.clean(x)

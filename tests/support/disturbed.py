@@ -34,7 +34,7 @@ class Child:
         self.log.touch()
         env = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"} | (env or {})
         env.pop("WANDB_SERVICE", None)  # of a logger in this process, whose service it would share
-        own = (list(words), str(folder), str(self.log), env, hook, forked._composed)
+        own = (list(words), str(folder), str(self.log), env, hook, forked._known)
         self._process = forked._CONTEXT.Process(target=_become, args=own)
         self._process.start()
         self.pid: int = self._process.pid  # type: ignore[assignment]
@@ -84,8 +84,8 @@ def _become(words: list[str], folder: str, log: str, env: dict[str, str], hook: 
     torch.set_num_threads(1)
     sys.path[:0] = [place for place in env.get("PYTHONPATH", "").split(os.pathsep) if place]
     sys.argv = ["aavae-train", *words]
-    forked._composed.update(composed)
-    forked.compose_quickly()
+    forked._known.update(composed)
+    forked.begin_quickly()
     if hook:
         hook[0](*hook[1:])
     main()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Hashable
 from multiprocessing.connection import Connection
 
-_composed: dict[Hashable, bytes] = {}  # what Hydra has read and put together; forks are handed it
+_known: dict[Hashable, bytes] = {}  # what Hydra has put together, and what models compute; forks are handed it
 SHIPPED = ("hydra.conf", "aavae.conf", "")  # sources of configs: Hydra's, ours, and what plugins register
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -29,7 +29,20 @@ _CONTEXT.set_forkserver_preload(
 )
 
 
-def compose_quickly(patch: Callable = setattr) -> None:
+def _remembered(key: Hashable, make: Callable):
+    """A copy of its own of what `make` gives, which is asked once for each key."""
+    if key not in _known:
+        _known[key] = pickle.dumps(make())
+    return pickle.loads(_known[key])
+
+
+def begin_quickly(patch: Callable = setattr) -> None:
+    """Compose and count as below, which takes most of the time in which a small run begins."""
+    compose_quickly(patch)
+    count_quickly(patch)
+
+
+def compose_quickly(patch: Callable) -> None:
     """Have Hydra read each shipped file once, put together what it has put together before from memory, and not ask for
     `hydra.mode`, which is refused."""
     from hydra._internal import config_loader_impl as loading
@@ -42,14 +55,8 @@ def compose_quickly(patch: Callable = setattr) -> None:
     load = Source.load_config
     choose, put_together = loading.create_defaults_list, loading.ConfigLoaderImpl._compose_config_from_defaults_list
 
-    def remembered(key: Hashable, make: Callable):
-        """A copy of its own of what `make` gives, which is asked once for each key."""
-        if key not in _composed:
-            _composed[key] = pickle.dumps(make())
-        return pickle.loads(_composed[key])
-
     def read(self, config_path: str):
-        return remembered((self.path, config_path), lambda: load(self, config_path))
+        return _remembered((self.path, config_path), lambda: load(self, config_path))
 
     def shipped(repo) -> bool:
         return all(source.path in SHIPPED for source in repo.get_sources())
@@ -65,7 +72,7 @@ def compose_quickly(patch: Callable = setattr) -> None:
         given = [o for o in overrides_list if not o.is_sweep_override()]
         choices = [o for o in given if chooses(o)]
         key = (config_name, tuple(o.input_line for o in choices), *how.items())
-        found = remembered(key, lambda: choose(repo, config_name, choices, **how))
+        found = _remembered(key, lambda: choose(repo, config_name, choices, **how))
         found.config_overrides = [o for o in given if o not in choices]
         return found
 
@@ -73,7 +80,7 @@ def compose_quickly(patch: Callable = setattr) -> None:
         if not shipped(repo):
             return put_together(self, defaults, repo)
         key = tuple(dataclasses.astuple(default) for default in defaults)
-        return remembered(key, lambda: put_together(self, defaults, repo))
+        return _remembered(key, lambda: put_together(self, defaults, repo))
 
     patch(Source, "load_config", read)
     patch(loading, "create_defaults_list", chosen)
@@ -81,7 +88,21 @@ def compose_quickly(patch: Callable = setattr) -> None:
     patch(Hydra, "get_mode", lambda *_, **__: None)
 
 
-def _become(command: list[str], log: str, env: dict[str, str], folder: str, stdin: Connection, composed: dict) -> None:
+def count_quickly(patch: Callable) -> None:
+    """Count what a model computes once for all runs that train the like."""
+    from aavae.training import flops
+
+    count = flops._count
+
+    def counted(twin, *how):
+        if not all(type(part).__module__.startswith(("aavae.", "torch.", "timm.")) for part in twin.modules()):
+            return count(twin, *how)  # its class may be another one of that name
+        return _remembered((pickle.dumps(twin), *how), lambda: count(twin, *how))
+
+    patch(flops, "_count", counted)
+
+
+def _become(command: list[str], log: str, env: dict[str, str], folder: str, stdin: Connection, known: dict) -> None:
     from aavae.train import main
 
     os.setsid()
@@ -95,8 +116,8 @@ def _become(command: list[str], log: str, env: dict[str, str], folder: str, stdi
     os.environ.update(env)
     sys.path[:0] = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
     sys.argv = ["aavae-train", *command[3:]]
-    _composed.update(composed)
-    compose_quickly()
+    _known.update(known)
+    begin_quickly()
     main()
 
 
@@ -106,7 +127,7 @@ class Popen:
     def __init__(self, command, *, stdin, stdout, stderr, env, start_new_session):
         assert command[:3] == [sys.executable, "-m", "aavae.train"] and start_new_session and stdout is stderr
         theirs, self.stdin = _CONTEXT.Pipe(duplex=False)
-        own = (command, stdout.name, env, os.getcwd(), theirs, _composed)
+        own = (command, stdout.name, env, os.getcwd(), theirs, _known)
         self.process = _CONTEXT.Process(target=_become, args=own)
         self.process.start()
         theirs.close()
