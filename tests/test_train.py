@@ -74,7 +74,7 @@ def test_a_run_leaves_everything_a_researcher_needs(train, tmp_path):
 )
 def test_the_banner_says_which_precision_is_faster_on_the_cpu(train, monkeypatch, capabilities, precision, hint):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    ended = train(*DEBUG, "probe=[]", f"precision={precision}", "device=cpu", "trainer.max_steps=1")
+    ended = train(*DEBUG, "probe=[]", f"precision={precision}", "device=cpu", "epochs=0")
     device = next(line for line in ended.out.splitlines() if line.startswith("device"))
     assert device.split(", ")[-1] == hint
 
