@@ -72,8 +72,9 @@ class Command:
     def multirun(self, overrides: list[str], config_dir: str | None) -> int:
         """Do the jobs of a grid; the exit code."""
         jobs = Grid(overrides, config_dir, self.primary).jobs()
-        for job in jobs:
-            self.check(build.compose(job, config_dir, self.primary))
+        with build.unchanged():
+            for job in jobs:
+                self.check(build.compose(job, config_dir, self.primary))
         first = jobs[0] if jobs else []
         folder = build.folder(first, "hydra.sweep.dir", self.primary, config_dir, self.job_name)
         self.make(Path(folder), "hydra.sweep.dir")

@@ -41,7 +41,7 @@ class Multirun:
         self.jobs: list[Job] = []  # as far as is known before they are launched
         self.asked: dict[Path, tuple[str, dict]] = {}  # names and configs of the jobs that are known, by their folder
         self.steps: dict[Path, int] = {}  # of these jobs
-        self.names: dict[Path, str] = {}  # of the jobs of launches before
+        self.names: dict[Path, str] = {}  # of the jobs of launches before, where a folder is one setting's
         self.since: str | None = None  # runs that began before are to begin anew
         self.gpus = 0
         self.launcher = ""  # its class; `check` finds it
@@ -107,7 +107,6 @@ class Multirun:
         node = build.hydra_node([*given, f"hydra.sweep.dir={build.quoted(where)}"], self.config_dir, primary)
         refuse_helpers(node)
         self.launcher = str(node.launcher.get("_target_"))
-        self.names = sweep.names(folder)
         self.since = status.now() if cfg.resume == "never" else sweep.afresh(folder, self._given())
         plans, speed, self.gpus = preflight(jobs, self.config_dir, primary, folder, self.since)
         impossible = [f"{grid.name(p.overrides)}: {p.error}" for p in plans if p.error]
@@ -119,6 +118,7 @@ class Multirun:
             self.study = (node.sweeper.study_name, node.sweeper.storage)
         if node.sweep._get_node("subdir")._value() == "${aavae_identity:}":
             refuse_twins(plans, grid)
+            self.names = sweep.names(folder)
             own = ([o for o in p.overrides if not o.startswith("hydra")] for p in plans)
             self.jobs = [
                 Job(n, o, folder / p.identity, self.name_of(o, folder / p.identity))
@@ -158,9 +158,9 @@ class Multirun:
         return lines
 
     def name_of(self, overrides: list[str], folder: Path) -> str:
-        """What tells a job from the others: by this launch, or by one before if that swept more keys."""
-        names = self.names.get(folder, ""), self.grid.name(overrides)
-        return max(reversed(names), key=lambda name: name.count("="))
+        """What tells a job from the others of this launch, or its name of before if that says this and more."""
+        name, before = self.grid.name(overrides), self.names.get(folder, "")
+        return before if before and {*name.split()} <= {*before.split(), "single"} else name
 
     def _say(self, folder: Path, plans: list, stands: list[str | None], speed: float, complete: bool) -> None:
         from aavae.loggers.screen import duration, shown

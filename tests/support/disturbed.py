@@ -68,7 +68,7 @@ class Child:
         return False
 
 
-def _become(words: list[str], folder: str, log: str, env: dict[str, str], hook: tuple, composed: dict) -> None:
+def _become(words: list[str], folder: str, log: str, env: dict[str, str], hook: tuple, known: dict) -> None:
     from aavae.train import main
 
     os.setsid()
@@ -84,7 +84,7 @@ def _become(words: list[str], folder: str, log: str, env: dict[str, str], hook: 
     torch.set_num_threads(1)
     sys.path[:0] = [place for place in env.get("PYTHONPATH", "").split(os.pathsep) if place]
     sys.argv = ["aavae-train", *words]
-    forked._known.update(composed)
+    forked._known.update(known)
     forked.begin_quickly()
     if hook:
         hook[0](*hook[1:])

@@ -24,6 +24,7 @@ from aavae.sweeps import preflight
 from aavae.sweeps import sweep as multirun
 from aavae.sweeps.grid import Grid, swept_by
 from aavae.sweeps.sweep import Multirun, is_done
+from aavae.train import Train
 
 SMALL = ("trainer=debug", "trainer.max_steps=1", "trainer.validate_every=0", "probe=[]")
 
@@ -266,6 +267,23 @@ def test_the_folder_is_as_typed(sweep):
     assert {p.name for p in Path(where).iterdir() if p.is_file()} == {
         ".lock", "multirun.yaml", "sweep.csv", "sweep.html", "sweep.json", "sweep.md", "sweep.tex",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "swept", "name"),
+    [
+        ("optimizer.lr=0.1", (), "optimizer.lr=0.1"),
+        ("optimizer.lr=0.1 seed=0", ("seed=0,1",), "optimizer.lr=0.1 seed=0"),
+        ("optimizer.lr=0.1", ("seed=0,1",), "seed=0"),
+        ("optimizer.lr=0.1", ("optimizer.lr=0.1,1", "seed=0,1"), "optimizer.lr=0.1 seed=0"),
+        ("single", ("seed=0,1",), "seed=0"),
+        ("", (), "single"),
+    ],
+)
+def test_a_job_keeps_the_name_that_says_more(before, swept, name):
+    sweep, folder = Multirun(Train(), ["experiment=digits", *swept], None), Path("multirun/s/job")
+    sweep.names = {folder: before}
+    assert sweep.name_of(sweep.grid.jobs()[0], folder) == name
 
 
 # ---- Other launchers ----------------------------------------------------------------------------------------------
