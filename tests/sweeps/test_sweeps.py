@@ -481,8 +481,6 @@ def test_a_job_is_told_what_it_is(tmp_path):
     cfg = build.compose(arguments)
     assert (cfg.seed, cfg.sweep.name, cfg.sweep.job) == (1, "it's a sweep", "seed=1 a='b'")
     assert list(cfg.probe) == ["knn"]
-    from aavae.train import Train
-
     Train().register_resolvers(arguments)
     assert build.folder(arguments, "hydra.run.dir") == str(tmp_path / "it's a sweep" / "x=1")
     assert identity(build.plain(cfg)) == identity(build.plain(build.compose(["seed=1"])))
