@@ -25,9 +25,11 @@ def asked(tmp_path, monkeypatch):
     def ask(*words: str, name: str = "torchrun", **environment: str) -> list[str]:
         script = tmp_path / name
         script.parent.mkdir(exist_ok=True, parents=True)
-        script.write_text("input()")
-        parent = subprocess.Popen([sys.executable, str(script), *words], stdin=subprocess.PIPE)
+        script.write_text("print(flush=True)\ninput()")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        parent = subprocess.Popen([sys.executable, str(script), *words], **pipes)
         try:
+            parent.stdout.readline()  # until it runs, its command line may be empty
             with monkeypatch.context() as patch:
                 patch.setattr(os, "getppid", lambda: parent.pid)
                 for key, value in (OWN | environment).items():
