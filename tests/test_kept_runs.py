@@ -168,6 +168,21 @@ def test_the_table_of_three_seeds_is_made_by_the_command_that_it_names(tmp_path,
     assert "raw pixels" not in drawn and "untrained encoder" not in drawn
 
 
+def test_the_table_of_other_methods_is_measured():
+    found = {}
+    for name, (epochs, pflop, *shown) in table("cifar10_cpu", "features, seed 0").items():
+        runs = three(name) if name in ("AAVAE", "SimCLR") else kept("cpu_6_epochs/runs", method_of(name))
+        [job] = [job for job in runs if job.seed == 0]
+        assert [epochs, pflop] == [str(job.config["epochs"]), f"{job.number('flop') / 1e15:.3f}"], name
+        assert shown == [said_of([job])[probe] for probe in PROBES], name
+        found[name] = [number([job], probe) for probe in PROBES[:2]]
+    ours = found.pop("AAVAE")
+    leads = np.array(list(found.values())) - ours
+    low, high = leads.min(axis=0), leads.max(axis=0)
+    said = "by {:.1f} to {:.1f} points of linear accuracy and {:.1f} to {:.1f} of kNN"
+    assert said.format(low[0], high[0], low[1], high[1]) in prose("docs/cifar10_cpu.md")
+
+
 def test_the_authors_evaluation_is_measured():
     found = {}
     for name, shown in table("cifar10_cpu", "accuracy, seed 0").items():
