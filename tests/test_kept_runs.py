@@ -117,6 +117,7 @@ def test_the_table_of_three_seeds_is_measured():
     hidden = [name for name in rows if method_of(name) in ("vae", "dae")]
     assert f"{shown} the three VAEs and DAE (p of {min(p[name] for name in hidden):.2f} or more)." in said
     assert max(p["AE"], p[AAAE], p[VIEWS]) < 0.05 and len(hidden) == 4
+    assert min(p[name] for name in [*hidden, "SimCLR"]) > 0.05
     ahead = {name: np.subtract(ours, by_seed(three(name))) for name in ["AE", AAAE, VIEWS, *hidden]}
     last = ahead.pop(VIEWS).mean()
     assert (
@@ -177,6 +178,8 @@ def test_the_table_of_other_methods_is_measured():
         assert shown == [said_of([job])[probe] for probe in PROBES], name
         found[name] = [number([job], probe) for probe in PROBES[:2]]
     ours = found.pop("AAVAE")
+    (linear, knn), *others = found["SimCLR"], found["VICReg (`vicreg`)"], found["YADIM, our reading (`yadim`)"]
+    assert all(abs(other[0] - linear) < 1 and other[1] > knn + 1 for other in others)  # level, and above in kNN
     leads = np.array(list(found.values())) - ours
     low, high = leads.min(axis=0), leads.max(axis=0)
     said = "by {:.1f} to {:.1f} points of linear accuracy and {:.1f} to {:.1f} of kNN"
