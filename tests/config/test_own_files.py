@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from aavae import build
+from aavae.config import sources
 from aavae.errors import UserError
 
 GLOBAL = "# @package _global_\n"
@@ -193,3 +194,11 @@ def test_a_bad_file_ends_a_run_and_a_sweep_before_they_begin(train, tmp_path):
         ended = train(*sweeping, "--config-dir", "conf", "trainer=debug", "experiment=mine")
         assert ended.code == 2 and "did you mean epochs?" in ended.err and ended.err.count("\n") <= 3
     assert [p.name for p in tmp_path.iterdir()] == ["conf"]
+
+
+def test_a_command_reads_them_once_before_a_run(train, monkeypatch, tmp_path):
+    write(tmp_path / "conf", "experiment/mine", GLOBAL + "epochs: 1\n")
+    read, calls = sources.own_files, []
+    monkeypatch.setattr(sources, "own_files", lambda *how: calls.append(how) or read(*how))
+    ended = train("--config-dir", "conf", "experiment=mine", "dataset=digits", "trainer=debug", "dry_run=true")
+    assert ended.code == 0 and len(calls) == 1
